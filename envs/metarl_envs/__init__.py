@@ -1,0 +1,34 @@
+"""Families of Gymnasium environments, batched in NumPy, one task per slot. Importing it registers them all."""
+
+from typing import Any
+
+import gymnasium as gym
+
+from metarl_envs.family import TaskFamily, TaskSet, make_family
+from metarl_envs.vector import TaskEnv, TaskVectorEnv
+
+__all__ = ["TaskEnv", "TaskFamily", "TaskSet", "TaskVectorEnv", "families", "make_family", "register_family"]
+
+
+def register_family(env_id: str, family: str, **kwargs: Any) -> None:
+    """Register the family class at import path `family` ("module:Class") with Gymnasium, single and vector."""
+    gym.register(
+        env_id,
+        entry_point="metarl_envs.vector:TaskEnv",
+        vector_entry_point="metarl_envs.vector:TaskVectorEnv",
+        kwargs={"family": family, **kwargs},
+    )
+
+
+def families() -> list[str]:
+    """Ids of all registered task families, in order of registration."""
+    return [env_id for env_id, spec in gym.registry.items() if "family" in spec.kwargs]
+
+
+register_family("metarl/BernoulliBandit-v0", "metarl_envs.bandits:BernoulliBandit")
+register_family("metarl/GaussianBandit-v0", "metarl_envs.bandits:GaussianBandit")
+register_family("metarl/TwoArmedBandit-v0", "metarl_envs.bandits:TwoArmedBandit")
+for _variant in ("Independent", "Uniform", "Easy", "Medium", "Hard"):
+    register_family(
+        f"metarl/TwoArmed{_variant}-v0", "metarl_envs.bandits:TwoArmedBandit", variant=_variant.lower()
+    )

@@ -1,0 +1,265 @@
+"""Batched environments with one task per slot, and the single environment that is their one-slot view."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from metarl_envs.family import Arrays, TaskFamily, TaskSet, build_family
+from metarl_envs.streams import ALL, Rows, Streams
+
+
+class TaskVectorEnv(gym.vector.VectorEnv):
+    """A Gymnasium vector environment over a task family: slot `i` plays task `i`.
+
+    Until tasks are given (`set_tasks`, `reset(options={"tasks": ...})` or `set_attr("task", [...])`) each slot draws
+    its own from `split`, a new one after every `episodes_per_task` episodes; given tasks stay.
+
+    Args:
+        num_envs: number of slots `B`.
+        family: a family, or its import path `"module:Class"` with `family_kwargs`.
+        split: where slots draw tasks of their own from.
+        episodes_per_task: episodes after which a slot draws a new task; the family's trial length by default.
+        autoreset_mode: `SAME_STEP` (an ended episode is reset in the same step, its last observation is in
+            `infos["final_obs"]`) or `DISABLED` (the caller resets with `options={"reset_mask": ...}`).
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        family: TaskFamily | str,
+        split: str = "train",
+        episodes_per_task: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        **family_kwargs: Any,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if render_mode is not None:
+            raise ValueError(f"render_mode must be None, got {render_mode!r}")
+        self.family = build_family(family, **family_kwargs)
+        if split not in self.family.splits:
+            raise ValueError(f"split must be one of {', '.join(self.family.splits)}, got {split!r}")
+        self.num_envs = num_envs
+        self.split = split
+        self.episodes_per_task = self.family.episodes_per_trial if episodes_per_task is None else episodes_per_task
+        mode = AutoresetMode(autoreset_mode)
+        if mode is AutoresetMode.NEXT_STEP:
+            raise ValueError("autoreset_mode must be SAME_STEP or DISABLED, got NEXT_STEP: its extra step is no transition")
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self._autoreset = mode is AutoresetMode.SAME_STEP
+
+        self.single_observation_space = self.family.observation_space
+        self.single_action_space = self.family.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._streams = Streams(num_envs)
+        self._seeded = False
+        self._own_tasks = True
+        self._tasks: Arrays | None = None
+        self._state = self.family.make_state(num_envs)
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._episodes = np.zeros(num_envs, np.int64)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> TaskSet:
+        """The tasks being played, one per slot."""
+        if self._tasks is None:
+            raise gym.error.ResetNeeded("call reset or set_tasks before asking for tasks")
+        return TaskSet(self.family.env_id, self.family.kwargs, self.split, dict(self._tasks))
+
+    def set_tasks(self, tasks: TaskSet | Arrays, rows: Rows = ALL) -> None:
+        """Give the slots in `rows` these tasks, in order; they take effect at each slot's next reset."""
+        params = tasks.params if isinstance(tasks, TaskSet) else tasks
+        expected = len(np.arange(self.num_envs)[rows])
+        count = len(next(iter(params.values())))
+        if count != expected:
+            raise ValueError(f"tasks must hold one task per slot ({expected}), got {count}")
+        self._own_tasks = False
+        self._write_tasks(params, rows)
+
+    def _write_tasks(self, params: Arrays, rows: Rows) -> None:
+        if self._tasks is None:
+            self._tasks = {name: np.zeros((self.num_envs, *np.shape(v)[1:]), np.asarray(v).dtype) for name, v in params.items()}
+        if params.keys() != self._tasks.keys():
+            raise ValueError(f"tasks must have the parameters {sorted(self._tasks)}, got {sorted(params)}")
+        for name, values in params.items():
+            if np.shape(values)[1:] != self._tasks[name].shape[1:]:
+                raise ValueError(
+                    f"task parameter {name!r} must have shape {self._tasks[name].shape[1:]} per task, got {np.shape(values)[1:]}"
+                )
+            self._tasks[name][rows] = values
+
+    # -- Gymnasium's interface -----------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray | Arrays, dict[str, Any]]:
+        """Start an episode in every slot, or in those of `options["reset_mask"]` (boolean `[B]`).
+
+        Args:
+            seed: slot `i` is seeded with `seed + i`, or with `seed[i]`. Without one, the streams go on.
+            options: `reset_mask`; `tasks`, a `TaskSet` (or its arrays) with one task per slot.
+        """
+        options = dict(options or {})
+        mask = options.pop("reset_mask", None)
+        rows: Rows = ALL if mask is None or np.all(mask) else self._check_mask(mask)
+        if isinstance(seed, int | np.integer) or (seed is None and not self._seeded):
+            super().reset(seed=None if seed is None else int(seed))
+            start = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+            self._streams.seed(np.arange(start, start + self.num_envs, dtype=np.uint64))
+        elif seed is not None:
+            if len(seed) != self.num_envs:
+                raise ValueError(f"seed must be one integer or one per slot ({self.num_envs}), got {len(seed)}")
+            super().reset(seed=int(seed[0]))
+            self._streams.seed(np.asarray(seed, np.uint64))
+        self._seeded = True
+        if (tasks := options.pop("tasks", None)) is not None:
+            self.set_tasks(tasks)
+        if self._own_tasks:
+            if rows is ALL and (seed is not None or self._tasks is None):
+                self._episodes[:] = 0
+                self._write_tasks(self.family.sample(self.num_envs, self.split, self.np_random).params, ALL)
+            else:
+                self._renew_tasks(rows)
+        self._begin(rows)
+        return self.family.observe(self._tasks, self._state), {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray | Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Play one step in every slot: observations, rewards, terminated, truncated `[B]`, and infos."""
+        if not self._seeded:
+            raise gym.error.ResetNeeded("call reset before step")
+        rewards, terminated = self.family.step(self._tasks, self._state, self._check_actions(actions), self._streams)
+        self._elapsed += 1
+        over = self._elapsed >= self.family.max_episode_steps
+        if self.family.time_limit_terminates:
+            terminated = terminated | over
+            truncated = np.zeros(self.num_envs, bool)
+        else:
+            truncated = over & ~terminated
+        observations = self.family.observe(self._tasks, self._state)
+        infos: dict[str, Any] = {}
+        if self._autoreset:
+            done = terminated | truncated
+            if done.any():
+                infos = {"final_obs": observations, "_final_obs": done}
+                rows = ALL if done.all() else done
+                if self._own_tasks:
+                    self._renew_tasks(rows)
+                self._begin(rows)
+                observations = self.family.observe(self._tasks, self._state)
+        return observations, rewards, terminated, truncated, infos
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """`set_attr("task", [...])` gives slot `i` the task `values[i]` (a dictionary of parameters or a task set)."""
+        if name != "task":
+            raise AttributeError(f"only the attribute 'task' can be set per slot, got {name!r}")
+        params = [v.params if isinstance(v, TaskSet) else {k: np.asarray(x)[None] for k, x in v.items()} for v in values]
+        self.set_tasks({key: np.concatenate([p[key] for p in params]) for key in params[0]})
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """`get_attr("task")` gives each slot's task; other attributes are shared by all slots."""
+        if name == "task":
+            return tuple({key: values[i] for key, values in self.tasks.params.items()} for i in range(self.num_envs))
+        return (getattr(self, name),) * self.num_envs
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _begin(self, rows: Rows) -> None:
+        self._elapsed[rows] = 0
+        self._episodes[rows] += 1
+        self.family.reset(self._tasks, self._state, rows, self._streams)
+
+    def _renew_tasks(self, rows: Rows) -> None:
+        """Draw new tasks for those of `rows` that have played `episodes_per_task` episodes in theirs."""
+        ended = np.zeros(self.num_envs, bool)
+        ended[rows] = self._episodes[rows] >= self.episodes_per_task
+        if count := int(ended.sum()):
+            self._write_tasks(self.family.sample(count, self.split, self.np_random).params, ended)
+            self._episodes[ended] = 0
+
+    def _check_mask(self, mask: Any) -> np.ndarray:
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask must be a boolean array of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        return mask
+
+    def _check_actions(self, actions: Any) -> np.ndarray:
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Discrete):
+            if actions.dtype.kind not in "iu":
+                raise ValueError(f"actions must be integers, got {actions.dtype}")
+            if actions.min() < 0 or actions.max() >= space.n:
+                wrong = actions[(actions < 0) | (actions >= space.n)][0]
+                raise ValueError(f"actions must be in [0, {space.n}), got {wrong}")
+        elif not np.isfinite(actions).all():
+            slot = int(np.argwhere(~np.isfinite(actions))[0][0])
+            raise ValueError(f"actions must be finite, got {actions[slot]} in slot {slot}")
+        return actions
+
+
+class TaskEnv(gym.Env):
+    """One slot of a `TaskVectorEnv` as an ordinary Gymnasium environment; equal to that slot step by step.
+
+    `reset(options={"task": {...}})`, or setting `task`, fixes the task; otherwise one is drawn from `split`, a new
+    one after every `episodes_per_task` episodes.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(self, *, family: TaskFamily | str, render_mode: str | None = None, **options: Any):
+        family_names = {"split", "episodes_per_task"}
+        env_options = {key: options.pop(key) for key in family_names & options.keys()}
+        self.family = build_family(family, **options)
+        self._envs = self.family.make_vec(1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **env_options)
+        self.render_mode = render_mode
+        self.observation_space = self._envs.single_observation_space
+        self.action_space = self._envs.single_action_space
+
+    @property
+    def task(self) -> dict[str, np.ndarray]:
+        """Parameters of the current task."""
+        return self._envs.get_attr("task")[0]
+
+    @task.setter
+    def task(self, task: dict[str, Any] | TaskSet) -> None:
+        self._envs.set_attr("task", [task])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Start an episode; `options={"task": ...}` changes the task first."""
+        super().reset(seed=seed)
+        if options and "task" in options:
+            self.task = options["task"]
+        if seed is None and not self._envs._seeded:
+            seed = int(self.np_random.integers(2**31))
+        observations, _ = self._envs.reset(seed=seed)
+        return self._first(observations), {}
+
+    def step(self, action: Any):
+        """Play one step: observation, reward, terminated, truncated, info."""
+        observations, rewards, terminated, truncated, _ = self._envs.step(np.asarray(action)[None])
+        return self._first(observations), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def _first(self, observations: np.ndarray | Arrays) -> Any:
+        if isinstance(observations, dict):
+            return {key: values[0] for key, values in observations.items()}
+        return observations[0]
+
+    def close(self) -> None:
+        """Release the batched environment."""
+        self._envs.close()
