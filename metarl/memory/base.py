@@ -1,0 +1,106 @@
+"""The protocol of memory cores: what an agent keeps while time passes."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+"""A core's state: tensors with leading axis `B`, one row per trial."""
+
+
+class MemoryCore(nn.Module):
+    """A recurrent core, in the manner of haiku's `RNNCore`.
+
+    `scan` must equal `T` calls of `step` with the state cleared to `initial_state` wherever `reset` is set; rows of
+    the batch never influence each other.
+
+    Attributes:
+        input_size: features of `x`.
+        output_size: features of `y`.
+    """
+
+    input_size: int
+    output_size: int
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state of `batch_size` trials in which nothing has happened yet."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step: `x [B, input_size]` to `y [B, output_size]` and the next state."""
+        raise NotImplementedError
+
+    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps: `x [T, B, input_size]` to `y [T, B, output_size]` and the final state.
+
+        Where `reset [T, B]` (bool) is set, the state is cleared before that step.
+        """
+        raise NotImplementedError
+
+
+def clear(state: State, fresh: State, rows: Tensor) -> State:
+    """`state` with `rows [B]` (bool) replaced by `fresh`."""
+    return tuple(torch.where(rows.view(-1, *[1] * (s.dim() - 1)), f, s) for s, f in zip(state, fresh, strict=True))
+
+
+def scan_fused(
+    kernel: Callable[[Tensor, State, bool], tuple[Tensor, State]],
+    x: Tensor,
+    state: State,
+    fresh: State,
+    reset: Tensor | None,
+    rows_at_once: int,
+) -> tuple[Tensor, State]:
+    """Run a fused recurrent `kernel` over sequences that may be reset in the middle.
+
+    A fused kernel cannot clear its state between two steps, so before each such step an extra one is inserted, a
+    *reset token*, whose input drives the gates so far that the state becomes exactly zero. Rows with fewer tokens
+    than others are filled at the end with *hold tokens*, which keep the state exactly. Both are two extra input
+    channels (reset, hold); the cost is a few more steps instead of a loop over time.
+
+    Args:
+        kernel: `(x, state, with_tokens) -> (y, state)`; with tokens, `x` has the two extra channels. Its first state
+            tensor is its output.
+        x: inputs `[T, B, input_size]`.
+        state: initial state.
+        fresh: the cleared state (zeros).
+        reset: bool `[T, B]` or None.
+        rows_at_once: the batch is run in chunks of so many rows: kernels are fastest while a chunk's activations stay
+            in the processor's cache.
+    """
+    if reset is not None:
+        state = clear(state, fresh, reset[0])
+    chunks = []
+    for start in range(0, x.shape[1], rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        chunk_state = tuple(s[rows].contiguous() for s in state)
+        if reset is None or not (inner := reset[1:, rows]).any():
+            chunks.append(kernel(x[:, rows].contiguous(), chunk_state, False))
+            continue
+        tokens, positions = _insert_tokens(x[:, rows], inner)
+        y, final = kernel(tokens, chunk_state, True)
+        y = y.gather(0, positions[..., None].expand(-1, -1, y.shape[-1]))
+        chunks.append((y, (y[-1], *final[1:])))
+    if len(chunks) == 1:
+        return chunks[0]
+    outputs, finals = zip(*chunks, strict=True)
+    return torch.cat(outputs, 1), tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _insert_tokens(x: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` with tokens `[T + R, B, input_size + 2]`, and where the real steps went, `[T, B]`.
+
+    `inner [T - 1, B]` marks the resets after the first step; `R` is the largest number of them in a row.
+    """
+    steps, rows, size = x.shape
+    shift = torch.cat([inner.new_zeros(1, rows), inner]).cumsum(0)
+    positions = torch.arange(steps, device=x.device)[:, None] + shift
+    length = steps + int(shift[-1].max())
+    wide = torch.cat([x, x.new_zeros(steps, rows, 2)], -1)
+    tokens = x.new_zeros(length, rows, size + 2)
+    tokens[..., -2] = 1.0  # whatever is not overwritten by a real step is a reset token ...
+    after_end = torch.arange(length, device=x.device)[:, None] > positions[-1]
+    tokens[..., -2].masked_fill_(after_end, 0.0)
+    tokens[..., -1].masked_fill_(after_end, 1.0)  # ... or, past the row's last step, a hold token
+    return tokens.scatter(0, positions[..., None].expand_as(wide), wide), positions

@@ -1,0 +1,57 @@
+"""Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate of Gers et al. 2000)."""
+
+import torch
+from torch import Tensor, nn
+
+from metarl.memory.base import MemoryCore, State, scan_fused
+
+SATURATE = 1e4
+"""A gate's pre-activation at which the sigmoid is exactly 0 (negative) or 1 (positive) in float32."""
+
+
+class LSTMCore(MemoryCore):
+    """One LSTM layer; state `(h, c)`, each `[B, output_size]`.
+
+    `i, f, o = sigmoid(.)`, `g = tanh(.)`, `c' = f c + i g`, `h' = o tanh(c')`. Recurrent weights start orthogonal and
+    the forget gate's bias at 1 (Jozefowicz et al. 2015), so that memories last from the beginning.
+    """
+
+    ROWS_AT_ONCE = 32
+
+    def __init__(self, input_size: int, output_size: int):
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = output_size
+        self.lstm = nn.LSTM(input_size, output_size)
+        with torch.no_grad():
+            for block in self.lstm.weight_hh_l0.chunk(4):
+                nn.init.orthogonal_(block)
+            self.lstm.bias_ih_l0.zero_()
+            self.lstm.bias_hh_l0.zero_()
+            self.lstm.bias_ih_l0.chunk(4)[1].fill_(1.0)
+        drive = torch.zeros(4, output_size, 2)
+        drive[:, :, 0] = torch.tensor([-SATURATE, -SATURATE, 0.0, -SATURATE])[:, None]  # reset: c = h = 0
+        drive[:, :, 1] = torch.tensor([-SATURATE, SATURATE, 0.0, 0.0])[:, None]  # hold: c stays
+        self.register_buffer("token_weights", drive.reshape(4 * output_size, 2), persistent=False)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros `(h, c)`."""
+        zeros = self.lstm.weight_hh_l0.new_zeros(batch_size, self.output_size)
+        return zeros, zeros.clone()
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step of the cell."""
+        lstm = self.lstm
+        h, c = torch.lstm_cell(x, state, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0)
+        return h, (h, c)
+
+    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps in one fused call per chunk of rows."""
+        return scan_fused(self._kernel, x, state, self.initial_state(x.shape[1]), reset, self.ROWS_AT_ONCE)
+
+    def _kernel(self, x: Tensor, state: State, with_tokens: bool) -> tuple[Tensor, State]:
+        lstm = self.lstm
+        w_in = torch.cat([lstm.weight_ih_l0, self.token_weights], 1) if with_tokens else lstm.weight_ih_l0
+        weights = [w_in, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0]
+        y, h, c = torch.lstm(x, [s[None] for s in state], weights, True, 1, 0.0, self.training, False, False)
+        return y, (h[0], c[0])

@@ -1,0 +1,131 @@
+"""Every core is held to one protocol: `scan` equals `step`, resets are fresh starts, rows do not touch each other."""
+
+import pytest
+import torch
+
+from metarl.memory import CORES, clear
+
+T, B, INPUT, SIZE = 13, 70, 5, 8  # B spans several chunks of rows
+
+cores = pytest.mark.parametrize("name", CORES)
+
+
+def make(name):
+    torch.manual_seed(0)
+    core = CORES[name](INPUT, SIZE)
+    with torch.no_grad():
+        for p in core.parameters():  # biases away from zero: the reset token must cancel them
+            p.add_(0.3 * torch.randn_like(p))
+    return core
+
+
+def data(resets):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(T, B, INPUT, generator=generator)
+    if resets == "none":
+        return x, torch.zeros(T, B, dtype=torch.bool)
+    if resets == "start":
+        reset = torch.zeros(T, B, dtype=torch.bool)
+        reset[0] = True
+        return x, reset
+    reset = torch.rand(T, B, generator=generator) < 0.25
+    reset[:, 3] = True  # every step
+    reset[:, 4] = False  # never
+    reset[:, 32:64] = False  # a whole chunk without
+    return x, reset
+
+
+def random_state(core):
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.randn(s.shape, generator=generator) for s in core.initial_state(B))
+
+
+def step_by_step(core, x, state, reset):
+    ys = []
+    for t in range(len(x)):
+        state = clear(state, core.initial_state(B), reset[t])
+        y, state = core.step(x[t], state)
+        ys.append(y)
+    return torch.stack(ys), state
+
+
+@cores
+@pytest.mark.parametrize("resets", ["none", "start", "middle"])
+def test_scan_equals_step(name, resets):
+    core = make(name)
+    x, reset = data(resets)
+    y, state = core.scan(x, random_state(core), reset)
+    y_twin, state_twin = step_by_step(core, x, random_state(core), reset)
+    torch.testing.assert_close(y, y_twin, atol=1e-6, rtol=1e-5)
+    for s, s_twin in zip(state, state_twin, strict=True):
+        torch.testing.assert_close(s, s_twin, atol=1e-6, rtol=1e-5)
+
+
+@cores
+def test_gradients_equal_those_of_stepping(name):
+    core = make(name).double()
+    x, reset = data("middle")
+    x = x.double().requires_grad_()
+    weight = torch.randn(T, B, SIZE, dtype=torch.float64)
+    gradients = []
+    for run in (core.scan, lambda *a: step_by_step(core, *a)):
+        state = tuple(s.double() for s in random_state(core))
+        loss = (run(x, state, reset)[0] * weight).sum()
+        gradients.append(torch.autograd.grad(loss, [x, *core.parameters()]))
+    for fused, stepped in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, stepped, atol=1e-9, rtol=1e-9)
+
+
+@cores
+def test_gradients_against_finite_differences(name):
+    core = make(name).double()
+    x, reset = data("middle")
+    x, reset = x[:5, :3].double().requires_grad_(), reset[:5, :3]
+    assert torch.autograd.gradcheck(lambda v: core.scan(v, core.initial_state(3), reset)[0], (x,))
+
+
+@cores
+def test_a_reset_is_a_fresh_start(name):
+    core = make(name)
+    x, _ = data("none")
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[6] = True
+    y, _ = core.scan(x, random_state(core), reset)
+    fresh, _ = core.scan(x[6:], core.initial_state(B))
+    torch.testing.assert_close(y[6:], fresh, atol=1e-6, rtol=1e-5)
+
+
+@cores
+def test_rows_do_not_touch_each_other(name):
+    core = make(name)
+    x, reset = data("middle")
+    y, _ = core.scan(x, random_state(core), reset)
+    x[:, 1:] = 100.0
+    changed, _ = core.scan(x, random_state(core), reset)
+    torch.testing.assert_close(y[:, 0], changed[:, 0], atol=0, rtol=0)
+
+
+@cores
+def test_a_reset_token_leaves_no_trace_of_the_past(name):
+    core = make(name)
+    x, _ = data("none")
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[6] = True
+    y, _ = core.scan(x, random_state(core), reset)
+    x[:6] *= -50.0
+    other, _ = core.scan(x, tuple(-9 * s for s in random_state(core)), reset)
+    assert torch.equal(y[6:], other[6:])
+
+
+@cores
+def test_state_can_be_saved_and_cut(name, tmp_path):
+    core = make(name)
+    x, reset = data("middle")
+    y, end = core.scan(x, core.initial_state(B), reset)
+    _, middle = core.scan(x[:7], core.initial_state(B), reset[:7])
+    torch.save(middle, tmp_path / "state.pt")
+    middle = torch.load(tmp_path / "state.pt", weights_only=True)
+    rest, rest_end = core.scan(x[7:], middle, reset[7:])
+    torch.testing.assert_close(rest, y[7:], atol=1e-6, rtol=1e-5)
+    for s, s_twin in zip(end, rest_end, strict=True):
+        torch.testing.assert_close(s, s_twin, atol=1e-6, rtol=1e-5)
