@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from metarl_envs import TaskFamily, TaskSet
 
-from metarl.trials import Player, Transition
+from metarl.trials import Player, Transition, check_finite
 
 
 def play_trials(
@@ -61,9 +61,7 @@ def _play_batch(player: Player, envs, tasks: TaskSet, episodes: int, seed: int, 
     while (episode < episodes).any():
         actions = player.act(observations)
         successors, rewards, terminated, truncated, _ = envs.step(actions)
-        if not np.isfinite(rewards).all():
-            slot = int(np.flatnonzero(~np.isfinite(rewards))[0])
-            raise ValueError(f"reward must be finite, got {rewards[slot]} from {tasks.env_id}, task {first_task + slot}, step {step}")
+        check_finite(rewards, envs, step, first_task)
         returns[slots, episode] += rewards
         player.observe(Transition(observations, actions, rewards, terminated, truncated, successors))
         done = terminated | truncated

@@ -1,0 +1,342 @@
+"""The seam to Stable-Baselines3: what every meta-learning algorithm shares, so that its callbacks and loggers work."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from metarl_envs import TaskFamily, TaskVectorEnv, make_family
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from metarl.algorithms.vec_env import TrialVecEnv
+from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from metarl.seeding import generator_state, restore_generator, spawn
+from metarl.trials import Player
+
+EnvLike = str | TaskFamily | TaskVectorEnv | gym.Env
+
+
+class MetaAlgorithm(BaseAlgorithm):
+    """A Stable-Baselines3 algorithm that trains on a task family.
+
+    A subclass names its `config_class` and policies and implements `_make_policy`, `_iterate`, `player` and `adapt`.
+
+    Args:
+        policy: name among `policy_aliases`.
+        env: a Gymnasium id (of a family, or of any environment, which is then a family of one task), a `TaskFamily`,
+            or an environment of one. None only together with `_init_setup_model=False`.
+        env_kwargs: the family's parameters, with an id.
+        policy_kwargs: arguments of the policy's constructor.
+        config: hyperparameters; single ones may be given by name instead or on top.
+        tensorboard_log, verbose, seed, device: as in Stable-Baselines3. Without a seed one is drawn and kept.
+    """
+
+    config_class: ClassVar[type]
+    family: TaskFamily
+    envs: TaskVectorEnv
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: EnvLike | None,
+        *,
+        env_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        config: Any = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+        _init_setup_model: bool = True,
+        **hyperparameters: Any,
+    ):
+        self.config = _configure(self.config_class, config, hyperparameters)
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            raise ValueError(f"policy must be one of {', '.join(self.policy_aliases)}, got {policy!r}")
+        self.policy_name = policy if isinstance(policy, str) else policy.__name__
+        super().__init__(
+            policy,
+            None,
+            learning_rate=self.config.learning_rate,
+            policy_kwargs=policy_kwargs,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed,
+        )
+        self.n_envs = self.config.num_envs
+        if env is not None:
+            self._take_family(family_of(env, env_kwargs))
+        if _init_setup_model:
+            self._setup_model()
+
+    # -- environments --------------------------------------------------------------------------------------------
+
+    def _take_family(self, family: TaskFamily) -> None:
+        self.family = family
+        self.observation_space, self.action_space = family.observation_space, family.action_space
+        self.envs = family.make_vec(self.n_envs, autoreset_mode=AutoresetMode.DISABLED)
+        self.env = None
+
+    def get_env(self) -> VecEnv:
+        """The family as a Stable-Baselines3 environment whose episodes are trials (see `TrialVecEnv`).
+
+        It is apart from the environments that training uses, so stepping it disturbs nothing.
+        """
+        if self.env is None:
+            self.env = TrialVecEnv(self.family, self.n_envs, episodes_per_trial=self.episodes_per_trial)
+        return self.env
+
+    def set_env(self, env: EnvLike, force_reset: bool = True, env_kwargs: dict[str, Any] | None = None) -> None:
+        """Go on in another family with the same spaces."""
+        family = family_of(env, env_kwargs)
+        check_spaces(family, self.observation_space, self.action_space)
+        self._take_family(family)
+        if force_reset:
+            self._last_obs = None
+
+    @property
+    def episodes_per_trial(self) -> int:
+        """Episodes in one task during training."""
+        return self.config.episodes_per_trial or self.family.episodes_per_trial
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.rngs = spawn(self.seed, ("tasks", "minibatches"))
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
+        self.policy = self._make_policy().to(self.device)
+
+    def _make_policy(self) -> BasePolicy:
+        raise NotImplementedError
+
+    def _iterate(self, callback: Any) -> bool:
+        """Collect trials and update once. False when a callback stopped the collection."""
+        raise NotImplementedError
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 10,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least `total_timesteps` environment steps, in whole iterations; arguments as in SB3.
+
+        When a callback stops training in the middle of a collection, that collection is dropped without a trace, so
+        that a saved model continues exactly as if it had not been stopped.
+        """
+        if total_timesteps < 1:
+            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        self.get_env()
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        iteration = 0
+        while self.num_timesteps < total_timesteps:
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            before = self._generator_states(), self.num_timesteps
+            callback.on_rollout_start()
+            if not self._iterate(callback):
+                self._restore_generators(before[0])
+                self.num_timesteps = before[1]
+                break
+            iteration += 1
+            if log_interval and (iteration % log_interval == 0 or self.num_timesteps >= total_timesteps):
+                self.dump_logs(iteration)
+        callback.on_training_end()
+        return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write what was recorded."""
+        elapsed = max(self._seconds_since_start(), 1e-9)
+        self.logger.record("time/iterations", iteration, exclude="tensorboard")
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    def _seconds_since_start(self) -> float:
+        import time
+
+        return (time.time_ns() - self.start_time) / 1e9
+
+    # -- using what was learned ----------------------------------------------------------------------------------
+
+    def player(self, deterministic: bool = False) -> Player:
+        """The agent as a player of whole batches of trials, for `evaluate`."""
+        raise NotImplementedError
+
+    # -- saving and loading --------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides what happens next, as plain values and tensors."""
+        return {
+            "algorithm": type(self).__name__,
+            "policy": self.policy_name,
+            "policy_kwargs": _plain_kwargs(self.policy_kwargs),
+            "env_id": self.family.env_id,
+            "env_kwargs": self.family.kwargs,
+            "observation_space": str(self.observation_space),
+            "action_space": str(self.action_space),
+            "config": dataclasses.asdict(self.config),
+            "seed": self.seed,
+            "num_timesteps": self.num_timesteps,
+            "total_timesteps": self._total_timesteps,
+            "n_updates": self._n_updates,
+            "generators": self._generator_states(),
+            "weights": self.policy.state_dict(),
+            "optimizer": self.policy.optimizer.state_dict(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over weights, optimizer, generators and counters from `state()`."""
+        self.policy.load_state_dict(state["weights"])
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self._restore_generators(state["generators"])
+        self.num_timesteps = state["num_timesteps"]
+        self._total_timesteps = state["total_timesteps"]
+        self._n_updates = state["n_updates"]
+
+    def _generator_states(self) -> dict[str, Any]:
+        return {name: generator_state(g) for name, g in {**self.rngs, "actions": self.generator}.items()}
+
+    def _restore_generators(self, states: dict[str, Any]) -> None:
+        for name, generator in {**self.rngs, "actions": self.generator}.items():
+            restore_generator(generator, states[name])
+
+    def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:
+        """Write one file, atomically; `.zip` is appended as in Stable-Baselines3 when there is no suffix.
+
+        `exclude` and `include` exist for Stable-Baselines3's signature only and must be None.
+        """
+        if exclude is not None or include is not None:
+            raise ValueError("exclude and include must be None: a saved model is always complete")
+        save_checkpoint(_with_suffix(path), self.state())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: EnvLike | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        env_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Read what `save` wrote; no code in the file is run.
+
+        Args:
+            path: the file.
+            env: needed only where the family was never registered; its spaces must be the saved ones.
+            device: where to put it.
+            env_kwargs: the family's parameters, with an id.
+            policy_kwargs: needed only where the saved ones held classes or functions.
+            options: further constructor arguments or hyperparameters to change.
+
+        Raises:
+            CheckpointError: when the file is truncated, altered or of another kind.
+            ValueError: when spaces differ.
+        """
+        path = Path(path)
+        return cls.from_state(
+            load_checkpoint(path if path.exists() else _with_suffix(path)),
+            env,
+            device=device,
+            env_kwargs=env_kwargs,
+            policy_kwargs=policy_kwargs,
+            **options,
+        )
+
+    @classmethod
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        env: EnvLike | None = None,
+        *,
+        env_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A model from `state()`; arguments as in `load`."""
+        if state.get("algorithm") != cls.__name__:
+            raise CheckpointError(f"checkpoint must be of {cls.__name__}, got {state.get('algorithm')!r}")
+        if env is None:
+            env, env_kwargs = state["env_id"], state["env_kwargs"]
+        if policy_kwargs is None:
+            policy_kwargs = state["policy_kwargs"]
+            if policy_kwargs is None:
+                raise ValueError("policy_kwargs must be given: the saved ones held classes or functions, which are not stored")
+        known = {f.name for f in dataclasses.fields(cls.config_class)}
+        if unknown := sorted(set(state["config"]) - known):
+            raise CheckpointError(f"checkpoint has the unknown hyperparameter {unknown[0]!r}")
+        family = family_of(env, env_kwargs)
+        for name in ("observation_space", "action_space"):
+            if str(getattr(family, name)) != state[name]:
+                raise ValueError(f"env must have the checkpoint's {name} {state[name]}, got {getattr(family, name)}")
+        config = cls.config_class(**state["config"])
+        model = cls(state["policy"], family, policy_kwargs=policy_kwargs, config=config, seed=state["seed"], **options)
+        model.set_state(state)
+        return model
+
+
+def family_of(env: EnvLike, env_kwargs: dict[str, Any] | None = None) -> TaskFamily:
+    """The task family behind an id, a family, or an environment of one."""
+    if isinstance(env, str):
+        return make_family(env, **(env_kwargs or {}))
+    if env_kwargs:
+        raise ValueError(f"env_kwargs go with an environment's id, but env is {type(env).__name__}")
+    if isinstance(env, TaskFamily):
+        return env
+    family = getattr(getattr(env, "unwrapped", None), "family", None)
+    if isinstance(family, TaskFamily):
+        return family
+    raise ValueError(
+        f"env must be a Gymnasium id, a TaskFamily or an environment of one, got {type(env).__name__}; "
+        "metarl_envs.ContextFamily makes a family of any registered environment"
+    )
+
+
+def check_spaces(env: Any, observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Raise a `ValueError` naming the space unless `env` has these."""
+    for name, expected in (("observation_space", observation_space), ("action_space", action_space)):
+        if (got := getattr(env, name)) != expected:
+            raise ValueError(f"env must have the {name} {expected}, got {got}")
+
+
+def _configure(config_class: type, config: Any, hyperparameters: dict[str, Any]) -> Any:
+    known = [f.name for f in dataclasses.fields(config_class)]
+    if unknown := sorted(set(hyperparameters) - set(known)):
+        raise TypeError(f"unknown hyperparameter {unknown[0]!r}: {config_class.__name__} has {', '.join(known)}")
+    return dataclasses.replace(config or config_class(), **hyperparameters)
+
+
+def _plain_kwargs(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """`kwargs` if they are plain values, else None: classes and functions are not stored."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(plain(v) for v in value.values())
+        if isinstance(value, list | tuple):
+            return all(plain(v) for v in value)
+        return value is None or isinstance(value, bool | int | float | str)
+
+    return dict(kwargs) if plain(kwargs) else None
+
+
+def _with_suffix(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".zip")

@@ -1,0 +1,275 @@
+"""RL²: a recurrent policy that learns within a trial by its memory, trained across trials by PPO.
+
+Duan et al. 2016, "RL²: Fast reinforcement learning via slow reinforcement learning"; Wang et al. 2016, "Learning to
+reinforcement learn". Departures: PPO (Schulman et al. 2017) in place of TRPO and A3C, Pop-Art value outputs, and a
+curriculum over the trial's length as an option.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from metarl_envs import TaskFamily
+from torch import Tensor
+
+from metarl import losses
+from metarl.algorithms.base import MetaAlgorithm, check_spaces
+from metarl.algorithms.learner import Learner, MemoryPlayer
+from metarl.policies import TrialPolicy
+from metarl.returns import trial_gae
+from metarl.trials import Trials, collect_trials
+
+
+@dataclass(frozen=True)
+class RL2Config:
+    """Hyperparameters of RL²."""
+
+    num_envs: int = 256
+    """Trials played side by side."""
+    episodes_per_trial: int | None = None
+    """Episodes in one task; the family's own trial length by default."""
+    num_steps: int | None = None
+    """Steps per environment and iteration; the longest possible trial by default, and never less."""
+    train_split: str = "train"
+    """Split of the family that training tasks come from."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start."""
+    final_learning_rate: float = 1e-4
+    """Adam's step size at the end; it moves geometrically between the two."""
+    gamma: float = 0.99
+    """Discount per step, across the episodes of a trial."""
+    gae_lambda: float = 0.95
+    """Weight of longer advantage estimates."""
+    clip_range: float = 0.2
+    """PPO's bound on the change of an action's probability ratio."""
+    epochs: int = 4
+    """Passes over each iteration's trials."""
+    minibatches: int = 4
+    """Updates per pass; each takes whole rows of trials."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus at the start."""
+    final_entropy_coef: float = 0.0
+    """Weight of the entropy bonus at the end; it moves linearly."""
+    value_coef: float = 0.5
+    """Weight of the value loss, in normalised units."""
+    max_grad_norm: float = 0.5
+    """Bound on the gradient's norm."""
+    target_kl: float | None = None
+    """Stop an iteration's updates when the policy has moved further than this (in nats); None never stops."""
+    return_rate: float = 0.1
+    """Rate at which the running mean and deviation of returns follow an iteration's."""
+    curriculum_start: int | None = None
+    """Episodes per trial at the start of training, if it should grow from there."""
+    curriculum_fraction: float = 0.5
+    """Share of training after which trials have their full length."""
+
+    def __post_init__(self):
+        for name in ("num_envs", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("episodes_per_trial", "num_steps", "curriculum_start"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda", "return_rate", "curriculum_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("learning_rate", "final_learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.minibatches > self.num_envs:
+            raise ValueError(f"minibatches must be at most num_envs ({self.num_envs}), got {self.minibatches}")
+
+
+class RL2PPO(MetaAlgorithm):
+    """RL² with PPO. `LstmPolicy`, `GruPolicy`; `MlpPolicy` is the same without a memory."""
+
+    config_class = RL2Config
+    config: RL2Config
+    policy: TrialPolicy
+    policy_aliases: ClassVar[dict[str, Any]] = {"LstmPolicy": "lstm", "GruPolicy": "gru", "MlpPolicy": "identity"}
+
+    def _make_policy(self) -> TrialPolicy:
+        core = self.policy_class if isinstance(self.policy_class, str) else None
+        make = TrialPolicy if core else self.policy_class
+        kwargs = {"core": core, **self.policy_kwargs} if core else self.policy_kwargs
+        policy = make(self.observation_space, self.action_space, **kwargs)
+        policy.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
+        return policy
+
+    def _take_family(self, family: TaskFamily) -> None:
+        super()._take_family(family)
+        config = self.config
+        if config.train_split not in family.splits:
+            raise ValueError(f"train_split must be one of {', '.join(family.splits)}, got {config.train_split!r}")
+        longest = self.episodes_per_trial * family.max_episode_steps
+        if config.num_steps is not None and config.num_steps < longest:
+            raise ValueError(
+                f"num_steps must hold a whole trial: {self.episodes_per_trial} episodes x {family.max_episode_steps} "
+                f"steps = {longest}, got {config.num_steps}"
+            )
+        if config.curriculum_start is not None and config.curriculum_start > self.episodes_per_trial:
+            raise ValueError(
+                f"curriculum_start must be at most episodes_per_trial ({self.episodes_per_trial}), got {config.curriculum_start}"
+            )
+
+    # -- one iteration -------------------------------------------------------------------------------------------
+
+    def _iterate(self, callback: Any) -> bool:
+        progress = 1.0 - self._current_progress_remaining
+        episodes = curriculum_episodes(self.config, self.episodes_per_trial, progress)
+        trials = self._rollout(callback, episodes)
+        if trials is None:
+            return False
+        set_learning_rate(self.policy.optimizer, learning_rate(self.config, progress))
+        metrics = update(self.policy, trials, self.config, progress, self.rngs["minibatches"])
+        self._n_updates += self.config.epochs
+        self._record(trials, episodes, metrics)
+        return True
+
+    @torch.no_grad()
+    def _rollout(self, callback: Any, episodes: int) -> Trials | None:
+        self.policy.set_training_mode(False)
+        full = self.config.num_steps or self.episodes_per_trial * self.family.max_episode_steps
+
+        def on_step() -> bool:
+            self.num_timesteps += self.n_envs
+            return callback.on_step()
+
+        trials = collect_trials(
+            self.envs,
+            self.policy,
+            num_steps=full if episodes == self.episodes_per_trial else episodes * self.family.max_episode_steps,
+            episodes_per_trial=episodes,
+            split=self.config.train_split,
+            rng=self.rngs["tasks"],
+            generator=self.generator,
+            on_step=on_step,
+        )
+        callback.update_locals(locals())
+        if trials is not None:
+            callback.on_rollout_end()
+        return trials
+
+    def _record(self, trials: Trials, episodes: int, metrics: dict[str, float]) -> None:
+        returns = trials.episode_returns(episodes)
+        length = trials.rewards.shape[0]
+        self.ep_info_buffer.extend({"r": float(r), "l": length, "t": 0.0} for r in returns[-100:].sum(-1))
+        self.logger.record("rollout/trial_return", float(returns.sum(-1).mean()))
+        self.logger.record("rollout/first_episode_return", float(returns[:, 0].mean()))
+        self.logger.record("rollout/last_episode_return", float(returns[:, -1].mean()))
+        self.logger.record("rollout/episodes_per_trial", episodes)
+        self.logger.record("train/learning_rate", self.policy.optimizer.param_groups[0]["lr"])
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in metrics.items():
+            self.logger.record(f"train/{name}", value)
+
+    # -- using what was learned ----------------------------------------------------------------------------------
+
+    def player(self, deterministic: bool = False) -> MemoryPlayer:
+        """The agent as a player of whole batches of trials."""
+        return MemoryPlayer(self.policy, name=f"RL² ({type(self.policy.core).__name__.removesuffix('Core')})", deterministic=deterministic)
+
+    def adapt(self, env: Any, episodes: int = 0, *, seed: int | None = None, deterministic: bool = False) -> Learner:
+        """Play `episodes` episodes in ONE new task and return the learner, which goes on adapting as it acts.
+
+        Args:
+            env: a Gymnasium environment with the training spaces: of the family, or your own.
+            episodes: episodes to play first; 0 gives the learner before its first.
+            seed: seeds the environment and the actions.
+            deterministic: take likeliest actions instead of sampling.
+        """
+        check_spaces(env, self.observation_space, self.action_space)
+        if episodes < 0:
+            raise ValueError(f"episodes must be at least 0, got {episodes}")
+        learner = Learner(self.policy, int(np.random.default_rng(seed).integers(2**31)), deterministic)
+        for episode in range(episodes):
+            learner.run_episode(env, seed=seed if episode == 0 else None)
+        return learner
+
+
+def curriculum_episodes(config: RL2Config, full: int, progress: float) -> int:
+    """Episodes per trial at `progress` in [0, 1]: geometric growth from `curriculum_start` to `full`."""
+    if config.curriculum_start is None or progress >= config.curriculum_fraction:
+        return full
+    return round(config.curriculum_start * (full / config.curriculum_start) ** (progress / config.curriculum_fraction))
+
+
+def learning_rate(config: RL2Config, progress: float) -> float:
+    """Geometric between the first and the final rate."""
+    return math.exp((1 - progress) * math.log(config.learning_rate) + progress * math.log(config.final_learning_rate))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def update(policy: TrialPolicy, trials: Trials, config: RL2Config, progress: float, rng: np.random.Generator) -> dict[str, float]:
+    """PPO epochs over whole trials: advantages, then minibatches of rows, each scanned from its trials' starts."""
+    policy.set_training_mode(True)
+    advantages, returns = trial_gae(
+        trials.rewards, trials.values, trials.trial_end, trials.bootstrap, config.gamma, config.gae_lambda
+    )
+    policy.track_returns(returns, config.return_rate)
+    targets = policy.normalise(returns)
+    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    entropy_coef = config.entropy_coef + progress * (config.final_entropy_coef - config.entropy_coef)
+    inputs = None
+    if policy.inputs_are_fixed:
+        with torch.no_grad():
+            inputs = policy.inputs(trials.observations, *trials.previous())
+
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for rows in minibatches(trials.rewards.shape[1], config, rng):
+        if inputs is not None:
+            batch_inputs = inputs[:, rows]
+        else:
+            batch_inputs = policy.inputs(*_take((trials.observations, *trials.previous()), rows))
+        parts = loss_terms(policy, trials, rows, batch_inputs, advantages[:, rows], targets[:, rows], config.clip_range)
+        if config.target_kl is not None and parts["approx_kl"] > config.target_kl:
+            break
+        loss = parts["policy_loss"] + config.value_coef * parts["value_loss"] - entropy_coef * parts["entropy"]
+        policy.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        policy.optimizer.step()
+        count += 1
+        for name, value in {**parts, "loss": loss, "grad_norm": norm}.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+    metrics = {name: float(total) / count for name, total in sums.items()}
+    metrics["explained_variance"] = float(1 - (returns - trials.values).var() / (returns.var() + 1e-8))
+    return metrics
+
+
+def loss_terms(
+    policy: TrialPolicy, trials: Trials, rows: Tensor, inputs: Tensor, advantages: Tensor, targets: Tensor, clip_range: float
+) -> dict[str, Tensor]:
+    """Policy loss, value loss, entropy and divergence from the acting policy, each a mean over `rows` of trials."""
+    params, values = policy.scan(inputs, policy.core.initial_state(len(rows)), trials.trial_start[:, rows])
+    log_probs = policy.policy_head.log_prob(params, trials.actions[:, rows])
+    old_log_probs = trials.log_probs[:, rows]
+    with torch.no_grad():
+        kl = losses.approximate_kl(log_probs, old_log_probs).mean()
+    return {
+        "policy_loss": losses.ppo_clip(log_probs, old_log_probs, advantages, clip_range).mean(),
+        "value_loss": losses.squared_error(values, targets).mean(),
+        "entropy": policy.policy_head.entropy(params).mean(),
+        "approx_kl": kl,
+    }
+
+
+def minibatches(num_rows: int, config: RL2Config, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Row indices: every row once per epoch, in random order."""
+    for _ in range(config.epochs):
+        yield from torch.as_tensor(rng.permutation(num_rows)).tensor_split(config.minibatches)
+
+
+def _take(parts: tuple, rows: Tensor) -> list:
+    return [{k: v[:, rows] for k, v in p.items()} if isinstance(p, dict) else p[:, rows] for p in parts]
+
+

@@ -1,0 +1,320 @@
+"""Adaptation curves: the return of each episode of a trial, over many tasks that the agent has not trained on."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metarl.evaluation.play import play_trials
+from metarl.evaluation.plots import plot_adaptation
+from metarl.evaluation.report import decimals, show_estimate, text_table
+from metarl.evaluation.statistics import Estimate, estimate, paired_difference
+from metarl.trials import Player
+from metarl_envs import TaskFamily, TaskSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_TASKS = 20_000
+"""Tasks that `evaluate` plays by default where trials are short ..."""
+MAX_STEPS = 2_000_000
+"""... and the steps per player within which it stays by default where they are long."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptationCurve:
+    """What one player scored, episode by episode, on `N` tasks of `E` episodes each.
+
+    All intervals are 95 % bootstrap intervals over tasks (`metarl.evaluation.statistics`).
+    """
+
+    name: str
+    """The player's name."""
+    env_id: str
+    """Which task family."""
+    family_kwargs: Mapping[str, Any]
+    """Its parameters."""
+    split: str
+    """The split the tasks are from."""
+    task_hash: str
+    """SHA-256 of the tasks: curves are comparable task by task exactly where it is equal."""
+    returns: np.ndarray
+    """Undiscounted return of every episode, `[N, E]`."""
+    seed: int = 0
+    """Seed of the play (and of the tasks, unless they were given)."""
+    training_steps: int | None = None
+    """Environment steps the player was trained for, if it was."""
+    ceiling: np.ndarray | None = None
+    """Expected return of one episode for a player that knows the task, `[N]`, where that can be computed."""
+    references: tuple["AdaptationCurve", ...] = ()
+    """What other players scored on the same tasks, or on the first of them."""
+
+    def __post_init__(self):
+        if self.returns.ndim != 2 or 0 in self.returns.shape:
+            raise ValueError(f"returns must have shape [tasks, episodes], both at least 1, got {self.returns.shape}")
+        if self.ceiling is not None and self.ceiling.shape != (self.num_tasks,):
+            raise ValueError(f"ceiling must have shape ({self.num_tasks},), one value per task, got {self.ceiling.shape}")
+
+    @property
+    def num_tasks(self) -> int:
+        """`N`."""
+        return self.returns.shape[0]
+
+    @property
+    def num_episodes(self) -> int:
+        """`E`."""
+        return self.returns.shape[1]
+
+    @cached_property
+    def _estimates(self) -> dict[str, Estimate]:
+        columns = np.column_stack([self.returns, self.returns.sum(1)])
+        return {"mean": estimate(columns, "mean"), "iqm": estimate(columns, "iqm")}
+
+    def _column(self, statistic: str, column: int | slice) -> Estimate:
+        return Estimate(*(part[column] for part in self._estimates[statistic]))
+
+    @property
+    def mean(self) -> Estimate:
+        """Mean return of each episode, arrays `[E]`."""
+        return self._column("mean", slice(-1))
+
+    @property
+    def iqm(self) -> Estimate:
+        """Interquartile mean return of each episode, arrays `[E]`."""
+        return self._column("iqm", slice(-1))
+
+    @property
+    def total(self) -> Estimate:
+        """Mean return of a whole trial."""
+        return self._column("mean", -1)
+
+    @property
+    def total_iqm(self) -> Estimate:
+        """Interquartile mean return of a whole trial."""
+        return self._column("iqm", -1)
+
+    @property
+    def pre_adaptation(self) -> Estimate:
+        """Mean return of the first episode, in which nothing is known of the task."""
+        return self._column("mean", 0)
+
+    @property
+    def post_adaptation(self) -> Estimate:
+        """Mean return of the last episode."""
+        return self._column("mean", -2)
+
+    @cached_property
+    def gain(self) -> Estimate:
+        """Mean return of the last episode above the first one's, task by task."""
+        return paired_difference(self.returns[:, 0], self.returns[:, -1])
+
+    @cached_property
+    def regret(self) -> Estimate | None:
+        """Mean return of a whole trial below that of a player that knows the task; None without a ceiling.
+
+        regret = E * ceiling - sum of the trial's returns. Realised returns make a single task's regret noisy, and
+        possibly negative; the mean is unbiased.
+        """
+        if self.ceiling is None:
+            return None
+        return estimate(self.num_episodes * self.ceiling - self.returns.sum(1))
+
+    def table(self) -> str:
+        """A text table with a row per player: this one first, then the references from best to worst."""
+        return text_table(*self.table_rows())
+
+    def table_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of `table`, as text."""
+        curves = [self, *sorted(self.references, key=lambda c: -c.total.value)]
+        digits = decimals([c.total for c in curves])
+        digits_iqm = decimals([c.total_iqm for c in curves])
+        digits_episode = decimals([c.pre_adaptation for c in curves])
+        header = ["player", "return per trial", "IQM", "first episode", "last episode"]
+        rows = [
+            [
+                curve.name,
+                show_estimate(curve.total, digits),
+                show_estimate(curve.total_iqm, digits_iqm),
+                show_estimate(curve.pre_adaptation, digits_episode),
+                show_estimate(curve.post_adaptation, digits_episode),
+            ]
+            for curve in curves
+        ]
+        if self.ceiling is not None:
+            known, episode = estimate(self.num_episodes * self.ceiling), estimate(self.ceiling)
+            shown = show_estimate(episode, digits_episode)
+            rows.append(["knows the task", show_estimate(known, digits), "", shown, shown])
+        for title, floor, top in self._scales():
+            header.append(title)
+            scores = [c.total.value for c in curves] + ([known.value] if self.ceiling is not None else [])
+            for row, score in zip(rows, scores, strict=True):
+                row.append(f"{(score - floor) / (top - floor):.1%}")
+        return header, rows
+
+    def _scales(self) -> Iterator[tuple[str, float, float]]:
+        """Titles, zero and full mark of the scales that returns per trial are also given on."""
+        totals = {curve.name.lower(): float(curve.total.value) for curve in self.references}
+        floor = next((score for name, score in totals.items() if name.startswith("random")), None)
+        bayes = next((score for name, score in totals.items() if name.startswith("bayes")), None)
+        if floor is not None and bayes is not None and bayes > floor:
+            yield "random to Bayes", floor, bayes
+        if floor is not None and self.ceiling is not None and self.num_episodes * self.ceiling.mean() > floor:
+            yield "random to ceiling", floor, float(self.num_episodes * self.ceiling.mean())
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
+        """The curve among its references, written to `path`; `options` are `plots.plot_adaptation`'s."""
+        return plot_adaptation(self, path, **options)
+
+    def save_csv(self, path: str | Path) -> Path:
+        """Write a line per player and episode: means, interquartile means, their intervals, number of tasks."""
+        header = ["player", "episode", "mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high", "n"]
+        path = _prepared(path)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for curve in (self, *self.references):
+                columns = zip(*curve.mean, *curve.iqm, strict=True)
+                for episode, values in enumerate(columns, start=1):
+                    writer.writerow([curve.name, episode, *(f"{value:.10g}" for value in values), curve.num_tasks])
+        return path
+
+    def save_npz(self, path: str | Path) -> Path:
+        """Write everything, returns of single tasks included, to an `.npz` file without pickles; return its path."""
+        path = _prepared(Path(path).with_suffix(".npz"))
+        curves = (self, *self.references)
+        arrays = {f"returns_{i}": curve.returns for i, curve in enumerate(curves)}
+        arrays |= {f"ceiling_{i}": curve.ceiling for i, curve in enumerate(curves) if curve.ceiling is not None}
+        kept = [f.name for f in dataclasses.fields(self) if f.name not in ("returns", "ceiling", "references")]
+        header = [{name: getattr(curve, name) for name in kept} for curve in curves]
+        np.savez_compressed(path, header=np.array(json.dumps(header, default=dict)), **arrays)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AdaptationCurve":
+        """Read what `save_npz` wrote. Raises `ValueError` when the file is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            curves = [
+                cls(returns=arrays[f"returns_{i}"], ceiling=arrays.get(f"ceiling_{i}"), **fields)
+                for i, fields in enumerate(json.loads(str(arrays["header"])))
+            ]
+            return dataclasses.replace(curves[0], references=tuple(curves[1:]))
+        except FileNotFoundError:
+            raise
+        except (KeyError, IndexError, OSError, TypeError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not an adaptation curve written by AdaptationCurve.save_npz: {error}") from error
+
+
+def evaluate(
+    model_or_player: Any,
+    family: TaskFamily | None = None,
+    *,
+    split: str = "test",
+    num_tasks: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    references: bool | Sequence[Player] = True,
+    reference_tasks: int | None = None,
+    tasks: TaskSet | None = None,
+    batch_size: int = 2048,
+    progress_bar: bool = False,
+) -> AdaptationCurve:
+    """Play one trial in each of many tasks and record the return of every episode.
+
+    Equal arguments give equal task sets and equal noise, so results of different players can be paired task by task
+    (`compare`).
+
+    Args:
+        model_or_player: a trained model (with `player()`, `family` and `num_timesteps`), or any `Player`.
+        family: what to play; the model's own family by default. Its spaces must be those the model was trained on.
+        split: where tasks are drawn from.
+        num_tasks: how many; by default 20,000, or as many as two million steps allow where trials are long.
+        episodes: episodes per trial; the family's own trial length by default.
+        seed: seeds the drawing of tasks, the environments and the players.
+        references: whether the family's classical players (`reference_players`) play the same tasks for comparison;
+            or players of your own choice.
+        reference_tasks: let references play only so many of the tasks, the first ones.
+        tasks: play these instead of drawing; `split` and `num_tasks` are then ignored.
+        batch_size: tasks played side by side.
+        progress_bar: show progress.
+    """
+    model = model_or_player if hasattr(model_or_player, "player") else None
+    player = model_or_player if model is None else model.player()
+    if family is None:
+        if model is None:
+            raise ValueError("family must be given with a player: only models know theirs")
+        family = model.family
+    elif model is not None:
+        for kind in ("observation_space", "action_space"):
+            expected, given = getattr(model.family, kind), getattr(family, kind)
+            if given != expected:
+                raise ValueError(f"family must have the model's {kind}, {expected}, got {given}")
+    if reference_tasks is not None and reference_tasks < 1:
+        raise ValueError(f"reference_tasks must be at least 1, got {reference_tasks}")
+    episodes = family.episodes_per_trial if episodes is None else episodes
+    if tasks is None:
+        if num_tasks is None:
+            num_tasks = int(np.clip(MAX_STEPS // (family.max_episode_steps * max(episodes, 1)), 1, MAX_TASKS))
+        tasks = family.sample(num_tasks, split, np.random.default_rng(seed))
+    elif (tasks.env_id, dict(tasks.family_kwargs)) != (family.env_id, family.kwargs):
+        raise ValueError(
+            f"tasks must be of the family {family.env_id} {family.kwargs}, "
+            f"got tasks of {tasks.env_id} {dict(tasks.family_kwargs)}: give their family as family="
+        )
+
+    if references is True:
+        from metarl.evaluation.references import reference_players
+
+        references = reference_players(family)
+    curves = []
+    players = [player, *(references or ())]
+    with _progress(progress_bar) as advance_of:
+        for who in players:
+            played = tasks if who is player or reference_tasks is None else tasks[:reference_tasks]
+            options = {"episodes": episodes, "seed": seed, "batch_size": batch_size}
+            returns = play_trials(who, family, played, on_batch=advance_of(who.name, len(played)), **options)
+            curves.append(
+                AdaptationCurve(
+                    name=who.name,
+                    env_id=tasks.env_id,
+                    family_kwargs=dict(tasks.family_kwargs),
+                    split=tasks.split,
+                    task_hash=played.hash,
+                    returns=returns,
+                    seed=seed,
+                    training_steps=getattr(model, "num_timesteps", None) if who is player else None,
+                    ceiling=family.ceiling(played),
+                )
+            )
+    return dataclasses.replace(curves[0], references=tuple(curves[1:]))
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str, int], Callable[[int], None] | None]]:
+    """Gives a function `(title, total) -> (advance by)` that starts a progress bar, or does nothing."""
+    if not shown:
+        yield lambda title, total: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as progress:
+
+        def start(title: str, total: int) -> Callable[[int], None]:
+            bar = progress.add_task(title, total=total)
+            return lambda count: progress.advance(bar, count)
+
+        yield start
+
+
+def _prepared(path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

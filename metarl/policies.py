@@ -1,0 +1,187 @@
+"""Policies that adapt by acting: encoder, memory core and heads, reading what just happened beside what is seen."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
+from torch import Tensor, nn
+
+from metarl.distributions import make_head
+from metarl.memory import CORES, State, clear
+from metarl.trials import TensorObs
+
+
+
+class Memory(NamedTuple):
+    """What a policy carries from step to step through `B` trials."""
+
+    core: State
+    previous_action: Tensor  # [B, ...] in the head's units; meaningless where `started` is 0
+    previous_reward: Tensor  # [B]
+    previous_done: Tensor  # [B] float, whether the last step ended an episode
+    started: Tensor  # [B] float, 0 at the first step of a trial
+
+
+class TrialPolicy(BasePolicy):
+    """RL²'s policy (Duan et al. 2016; Wang et al. 2016).
+
+    The input at every step is (observation, previous action, previous reward, previous done). The last three are zero
+    at the first step of a TRIAL only: at the first step of a later episode they tell how the one before ended. The
+    policy and the value function share encoder and core.
+
+    Value outputs are in units of a running mean and standard deviation of the returns, and the layer is rescaled when
+    these move, so that its predictions do not (Pop-Art, van Hasselt et al. 2016): gradients keep one scale whatever
+    the rewards' and the trial's length.
+
+    Args:
+        observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a `Dict` of these.
+        action_space: `Discrete` or `Box`.
+        core: name in `metarl.memory.CORES`.
+        core_size: units of the core.
+        encoder: sizes of tanh layers before the core.
+        heads: sizes of tanh layers between the core and each of the two outputs.
+        features_extractor_class: as in Stable-Baselines3; flattens by default.
+        features_extractor_kwargs: arguments of its constructor.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        *,
+        core: str = "lstm",
+        core_size: int = 128,
+        encoder: Sequence[int] = (),
+        heads: Sequence[int] = (),
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+    ):
+        if core not in CORES:
+            raise ValueError(f"core must be one of {', '.join(CORES)}, got {core!r}")
+        if features_extractor_class is None:
+            is_dict = isinstance(observation_space, gym.spaces.Dict)
+            features_extractor_class = CombinedExtractor if is_dict else FlattenExtractor
+        super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs)
+        self.extractor = self.make_features_extractor()
+        self.policy_head = make_head(core_size if not heads else heads[-1], action_space)
+        input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
+        self.encoder = _mlp(input_size, encoder)
+        self.core = CORES[core](encoder[-1] if encoder else input_size, core_size)
+        self.policy_trunk = _mlp(core_size, heads)
+        self.value_trunk = _mlp(core_size, heads)
+        self.value_head = nn.Linear(heads[-1] if heads else core_size, 1)
+        self.register_buffer("value_mean", torch.zeros(()))
+        self.register_buffer("value_std", torch.ones(()))
+        with torch.no_grad():  # start near the uniform policy and a zero value
+            for layer in (self.policy_head.linear, self.value_head):
+                nn.init.orthogonal_(layer.weight, 0.01)
+                layer.bias.zero_()
+
+    # -- inputs --------------------------------------------------------------------------------------------------
+
+    @property
+    def inputs_are_fixed(self) -> bool:
+        """Whether `inputs` has nothing to learn, so that it can be computed once for several epochs."""
+        return not any(True for _ in self.extractor.parameters())
+
+    def inputs(
+        self, observations: TensorObs, previous_action: Tensor, previous_reward: Tensor, previous_done: Tensor, started: Tensor
+    ) -> Tensor:
+        """Everything that the policy reads, `[..., input_size]`; arguments as in `Memory`, of any leading shape."""
+        lead = started.shape
+        flat = _map(observations, lambda o: o.reshape(-1, *o.shape[len(lead) :]))
+        features = self.extractor(preprocess_obs(flat, self.observation_space)).reshape(*lead, -1)
+        context = [
+            self.policy_head.features(previous_action) * started[..., None],
+            (previous_reward * started)[..., None],
+            (previous_done * started)[..., None],
+        ]
+        return torch.cat([features, *context], -1)
+
+    # -- outputs -------------------------------------------------------------------------------------------------
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """One step: action parameters `[B, ...]`, values `[B]` and the core's next state."""
+        y, state = self.core.step(self.encoder(inputs), state)
+        return self._action_params(y), self._denormalised(self._values(y)), state
+
+    def scan(self, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
+        y, _ = self.core.scan(self.encoder(inputs), state, reset)
+        return self._action_params(y), self._values(y)
+
+    def _action_params(self, y: Tensor) -> Tensor:
+        return self.policy_head(self.policy_trunk(y))
+
+    def _values(self, y: Tensor) -> Tensor:
+        return self.value_head(self.value_trunk(y))[..., 0]
+
+    def _denormalised(self, values: Tensor) -> Tensor:
+        return values * self.value_std + self.value_mean
+
+    def normalise(self, returns: Tensor) -> Tensor:
+        """Returns in the units of the value outputs."""
+        return (returns - self.value_mean) / self.value_std
+
+    @torch.no_grad()
+    def track_returns(self, returns: Tensor, rate: float) -> None:
+        """Move the running mean and standard deviation towards those of `returns`, keeping all predictions."""
+        mean = torch.lerp(self.value_mean, returns.mean(), rate)
+        second = torch.lerp(self.value_std**2 + self.value_mean**2, returns.square().mean(), rate)
+        std = (second - mean**2).clamp(min=1e-8).sqrt()
+        self.value_head.weight.mul_(self.value_std / std)
+        self.value_head.bias.copy_((self._denormalised(self.value_head.bias) - mean) / std)
+        self.value_mean.copy_(mean)
+        self.value_std.copy_(std)
+
+    # -- acting --------------------------------------------------------------------------------------------------
+
+    def initial_memory(self, batch_size: int) -> Memory:
+        """The memory of `batch_size` trials in which nothing has happened yet."""
+        zeros = torch.zeros(batch_size, device=self.device)
+        head = self.policy_head
+        shape, dtype = ((), torch.int64) if isinstance(self.action_space, gym.spaces.Discrete) else ((head.feature_size,), torch.float32)
+        actions = torch.zeros(batch_size, *shape, dtype=dtype, device=self.device)
+        return Memory(self.core.initial_state(batch_size), actions, zeros, zeros, zeros)
+
+    def act(self, observations: TensorObs, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """Action parameters, values `[B]` and the core's next state after seeing `observations`."""
+        return self.step(self.inputs(observations, *memory[1:]), memory.core)
+
+    def remember(self, core: State, actions: Tensor, rewards: np.ndarray, done: np.ndarray) -> Memory:
+        """The memory after a step: `core` from `act`, and what came of `actions`."""
+        rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
+        done = torch.as_tensor(done, dtype=torch.float32, device=self.device)
+        return Memory(core, actions, rewards, done, torch.ones_like(rewards))
+
+    def forget(self, memory: Memory, rows: np.ndarray) -> Memory:
+        """The memory with `rows [B]` (bool) as at the start of a trial."""
+        keep = torch.as_tensor(~rows, device=self.device)
+        core = clear(memory.core, self.core.initial_state(len(rows)), ~keep)
+        return memory._replace(core=core, started=memory.started * keep)
+
+    def forward(self, observations: TensorObs, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """As `act`."""
+        return self.act(observations, memory)
+
+    def _predict(self, observation: TensorObs, deterministic: bool = False) -> Tensor:
+        raise TypeError("this policy acts with a memory: use the model's predict(observation, state, episode_start)")
+
+
+def _mlp(input_size: int, sizes: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [nn.Linear(input_size, size), nn.Tanh()]
+        input_size = size
+    return nn.Sequential(*layers)
+
+
+def _map(observations: TensorObs, function) -> TensorObs:
+    if isinstance(observations, dict):
+        return {key: function(value) for key, value in observations.items()}
+    return function(observations)

@@ -1,0 +1,62 @@
+"""Seeding: named independent random streams, and the state of every generator, so that a run can be continued exactly.
+
+States hold only what a checkpoint holds. Each stream belongs to one purpose: drawing tasks never disturbs exploration.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def spawn(seed: int, names: Iterable[str]) -> dict[str, np.random.Generator]:
+    """One generator per name. A stream depends on `seed` and its own name only, so adding names changes no other.
+
+    Raises:
+        ValueError: when `seed` is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    keys = {name: np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4").tolist() for name in names}
+    return {name: np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for name, key in keys.items()}
+
+
+def generator_state(generator: np.random.Generator | torch.Generator) -> Any:
+    """The state of one generator. What NumPy's `Generator.spawn` would return next is not part of it."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    return generator.bit_generator.state
+
+
+def restore_generator(generator: np.random.Generator | torch.Generator, state: Any) -> None:
+    """Put a generator into a state from `generator_state`, in place.
+
+    Raises:
+        ValueError, TypeError or RuntimeError: when the state is of another kind of generator.
+    """
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
+def global_state() -> dict[str, Any]:
+    """The state of the generators that every library shares: Python's, NumPy's and torch's (CPU and each GPU)."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_global_state(state: dict[str, Any]) -> None:
+    """Put the shared generators into a state from `global_state`. GPUs that this machine lacks are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(cuda_state, device)
