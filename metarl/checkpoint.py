@@ -22,7 +22,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ def save_checkpoint(path: str | Path, state: dict) -> Path:
     """Write `state` to `path` and return the path. Whatever goes wrong, `path` holds the old file or the whole new one.
 
     `state` may nest dictionaries (any primitive or tuple as keys), lists and tuples of None, bool, int of any size,
-    float, str, NumPy arrays and scalars, and tensors; all come back exactly. Exceptions: tensors come back detached and
-    on the CPU, an `OrderedDict` as a dict.
+    float, str, NumPy arrays and scalars, and tensors; all come back exactly. Exceptions: tensors come back detached, on
+    the CPU and no longer sharing memory, an `OrderedDict` as a dict.
 
     Raises:
         TypeError: when `state` holds anything else, naming where. Nothing is written then.
@@ -158,10 +158,17 @@ def _pack(state: dict) -> memoryview:
     document = {"format": _FORMAT, "state": _encode(state, "state", tensors, arrays)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        members = {"state.json": json.dumps(document, allow_nan=False).encode(), "tensors.pt": _bytes(torch.save, tensors)}
-        members |= {f"arrays/{i}.npy": _bytes(_save_array, array) for i, array in enumerate(arrays)}
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's fixed date: equal states give equal files
+
+        def member(name: str) -> IO[bytes]:  # ZipInfo's fixed date: equal states give equal files
+            return archive.open(zipfile.ZipInfo(name), "w", force_zip64=True)
+
+        with member("state.json") as file:
+            file.write(json.dumps(document, allow_nan=False).encode())
+        with member("tensors.pt") as file:
+            torch.save(tensors, file)
+        for i, array in enumerate(arrays):
+            with member(f"arrays/{i}.npy") as file:
+                np.save(file, array, allow_pickle=False)
         archive.comment = _SEAL + b"0" * _DIGEST_LENGTH
     data = buffer.getbuffer()
     data[-_DIGEST_LENGTH:] = hashlib.sha256(data[:-_DIGEST_LENGTH]).hexdigest().encode()
@@ -177,16 +184,6 @@ def _unpack(data: bytes) -> dict:
         count = sum(name.startswith("arrays/") for name in archive.namelist())
         files = [io.BytesIO(archive.read(f"arrays/{i}.npy")) for i in range(count)]
     return _decode(document["state"], tensors, [np.load(file, allow_pickle=False) for file in files])
-
-
-def _bytes(save: Any, value: Any) -> bytes:
-    buffer = io.BytesIO()
-    save(value, buffer)
-    return buffer.getvalue()
-
-
-def _save_array(array: np.ndarray, file: io.BytesIO) -> None:
-    np.save(file, array, allow_pickle=False)
 
 
 def _encode(value: Any, where: str, tensors: list[torch.Tensor], arrays: list[np.ndarray]) -> Any:
