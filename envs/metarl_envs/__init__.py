@@ -4,10 +4,20 @@ from typing import Any
 
 import gymnasium as gym
 
+from metarl_envs.context import ContextFamily
 from metarl_envs.family import TaskFamily, TaskSet, make_family
 from metarl_envs.vector import TaskEnv, TaskVectorEnv
 
-__all__ = ["TaskEnv", "TaskFamily", "TaskSet", "TaskVectorEnv", "families", "make_family", "register_family"]
+__all__ = [
+    "ContextFamily",
+    "TaskEnv",
+    "TaskFamily",
+    "TaskSet",
+    "TaskVectorEnv",
+    "families",
+    "make_family",
+    "register_family",
+]
 
 
 def register_family(env_id: str, family: str, **kwargs: Any) -> None:
@@ -32,3 +42,16 @@ for _variant in ("Independent", "Uniform", "Easy", "Medium", "Hard"):
     register_family(
         f"metarl/TwoArmed{_variant}-v0", "metarl_envs.bandits:TwoArmedBandit", variant=_variant.lower()
     )
+register_family("metarl/Context-v0", "metarl_envs.context:ContextFamily")
+register_family(
+    "metarl/CartPoleContext-v0",
+    "metarl_envs.context:ContextFamily",
+    env="CartPole-v1",
+    ranges={"length": (0.3, 1.0), "gravity": (6.0, 14.0)},
+)
+register_family(
+    "metarl/PendulumContext-v0",
+    "metarl_envs.context:ContextFamily",
+    env="Pendulum-v1",
+    ranges={"g": (6.0, 14.0), "m": (0.5, 1.5), "l": (0.7, 1.3)},
+)

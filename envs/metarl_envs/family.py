@@ -134,12 +134,19 @@ class TaskFamily:
         raise NotImplementedError
 
     def step(self, tasks: Arrays, state: Arrays, actions: np.ndarray, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
-        """Advance all slots in place. Returns rewards `[B]` and terminated `[B]` (the step limit is counted outside)."""
+        """Advance all slots in place. Returns rewards `[B]` and terminated `[B]`.
+
+        The step limit is counted outside. Episodes that are cut short for another reason are marked in a boolean array
+        `state["truncated"]`.
+        """
         raise NotImplementedError
 
     def observe(self, tasks: Arrays, state: Arrays) -> np.ndarray | Arrays:
         """A fresh array of observations `[B, ...]`."""
         raise NotImplementedError
+
+    def close(self, state: Arrays) -> None:
+        """Release what `state` holds beyond memory."""
 
     def ceiling(self, tasks: TaskSet) -> np.ndarray | None:
         """Expected return of one episode `[N]` for the best player that knows the task; None where not computable."""
@@ -196,15 +203,19 @@ class TaskFamily:
 def make_family(env_id: str, **kwargs: Any) -> TaskFamily:
     """The task family registered as `env_id`, with `kwargs` over its registered parameters.
 
+    Any other Gymnasium environment becomes a `ContextFamily`: one task, unless `kwargs` gives `ranges`.
+
     Raises:
         gymnasium.error.Error: when no such environment is registered (Gymnasium suggests near names).
         TypeError: when a parameter is not one of the family's.
     """
-    spec = gym.spec(env_id)
-    preset = dict(spec.kwargs)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    preset = dict(gym.spec(name).kwargs)
     family_class = preset.pop("family", None)
     if family_class is None:
-        raise ValueError(f"{env_id} is a single environment, not a task family: wrap it, e.g. ContextFamily({env_id!r})")
+        family_class, preset = "metarl_envs.context:ContextFamily", {"env": env_id}
     return build_family(family_class, **{**preset, **kwargs})
 
 

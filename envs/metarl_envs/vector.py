@@ -144,6 +144,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         rewards, terminated = self.family.step(self._tasks, self._state, self._check_actions(actions), self._streams)
         self._elapsed += 1
         over = self._elapsed >= self.family.max_episode_steps
+        if "truncated" in self._state:
+            over |= self._state["truncated"]
         if self.family.time_limit_terminates:
             terminated = terminated | over
             truncated = np.zeros(self.num_envs, bool)
@@ -175,6 +177,10 @@ class TaskVectorEnv(gym.vector.VectorEnv):
             return tuple({key: values[i] for key, values in self.tasks.params.items()} for i in range(self.num_envs))
         return (getattr(self, name),) * self.num_envs
 
+    def close_extras(self, **kwargs: Any) -> None:
+        """Release what the family's state holds."""
+        self.family.close(self._state)
+
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _begin(self, rows: Rows) -> None:
@@ -204,9 +210,10 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         if isinstance(space, gym.spaces.Discrete):
             if actions.dtype.kind not in "iu":
                 raise ValueError(f"actions must be integers, got {actions.dtype}")
-            if actions.min() < 0 or actions.max() >= space.n:
-                wrong = actions[(actions < 0) | (actions >= space.n)][0]
-                raise ValueError(f"actions must be in [0, {space.n}), got {wrong}")
+            low, high = space.start, space.start + space.n
+            if actions.min() < low or actions.max() >= high:
+                wrong = actions[(actions < low) | (actions >= high)][0]
+                raise ValueError(f"actions must be in [{low}, {high}), got {wrong}")
         elif not np.isfinite(actions).all():
             slot = int(np.argwhere(~np.isfinite(actions))[0][0])
             raise ValueError(f"actions must be finite, got {actions[slot]} in slot {slot}")
@@ -257,7 +264,7 @@ class TaskEnv(gym.Env):
 
     def _first(self, observations: np.ndarray | Arrays) -> Any:
         if isinstance(observations, dict):
-            return {key: values[0] for key, values in observations.items()}
+            return {key: self._first(values) for key, values in observations.items()}
         return observations[0]
 
     def close(self) -> None:
