@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 """A struct of arrays that share their leading axis."""
+
+_UNREADABLE = (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What NumPy and the constructor raise on files that are not task sets."""
+
+_MAX_EMPTY_DRAWS = 1000
+"""Draws in a row without a task of the wanted side after which there is none; .75**1000 is below 1e-124."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class TaskSet:
 
     def save(self, path: str | Path) -> Path:
         """Write an `.npz` file (no pickles) and return its path."""
-        path = Path(path).with_suffix(".npz")
+        path = Path(path)
+        path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
         path.parent.mkdir(parents=True, exist_ok=True)
         header = {"env_id": self.env_id, "family_kwargs": dict(self.family_kwargs), "split": self.split}
         np.savez(path, header=np.array(json.dumps(header)), **{f"param_{k}": v for k, v in self.params.items()})
@@ -68,14 +77,14 @@ class TaskSet:
     def load(cls, path: str | Path) -> "TaskSet":
         """Read what `save` wrote. Raises `ValueError` when the file is not a task set."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
                 params = {name.removeprefix("param_"): file[name] for name in file.files if name != "header"}
-        except (KeyError, OSError, ValueError, EOFError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            return cls(params=params, **header)
+        except FileNotFoundError:
+            raise
+        except _UNREADABLE as error:
             raise ValueError(f"{path} is not a task set written by TaskSet.save: {error}") from error
-        return cls(params=params, **header)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class TaskFamily:
     Splits: `train` and `test` are disjoint by construction. Every task falls on one side of a fixed partition
     (`held_out`), `train` keeps one side and every other split the other side. For continuous parameters the side is a
     hash of the parameters' bits, independent of everything that matters, so both splits follow the same distribution.
+    A split named `all`, where a family has one, keeps both sides.
     """
 
     env_id: ClassVar[str] = ""
@@ -182,14 +192,19 @@ class TaskFamily:
         rng = np.random.default_rng(rng)
         parts: list[Arrays] = []
         missing = num_tasks
+        empty_draws = 0
         while missing:
             params = self.draw(missing, split, rng)
-            side = self.held_out(params)
+            side = None if split == "all" else self.held_out(params)
             if side is not None:
                 keep = ~side if split == "train" else side
                 params = {name: values[keep] for name, values in params.items()}
+            count = len(next(iter(params.values())))
+            empty_draws = 0 if count else empty_draws + 1
+            if empty_draws == _MAX_EMPTY_DRAWS:
+                raise ValueError(f"{self!r} has too few tasks to be split: none of them belongs to {split!r}")
             parts.append(params)
-            missing -= len(next(iter(params.values())))
+            missing -= count
         params = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return TaskSet(self.env_id, self.kwargs, split, params)
 
@@ -236,3 +251,9 @@ def check_at_least(name: str, value: float, bound: float) -> None:
     """Raise unless `value >= bound`, naming the argument, its bound and the value."""
     if not value >= bound:
         raise ValueError(f"{name} must be at least {bound}, got {value}")
+
+
+def check_above(name: str, value: float, bound: float) -> None:
+    """Raise unless `value > bound`, naming the argument, its bound and the value."""
+    if not value > bound:
+        raise ValueError(f"{name} must be above {bound}, got {value}")

@@ -16,7 +16,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
     """A Gymnasium vector environment over a task family: slot `i` plays task `i`.
 
     Until tasks are given (`set_tasks`, `reset(options={"tasks": ...})` or `set_attr("task", [...])`) each slot draws
-    its own from `split`, a new one after every `episodes_per_task` episodes; given tasks stay.
+    its own from `split`, a new one after every `episodes_per_task` episodes; given tasks stay. The k-th own task of a
+    slot depends on the seed, the slot and k alone, never on what the other slots do.
 
     Args:
         num_envs: number of slots `B`.
@@ -68,6 +69,9 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self._state = self.family.make_state(num_envs)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._episodes = np.zeros(num_envs, np.int64)
+        self._trials = np.zeros(num_envs, np.int64)  # own tasks that each slot has had
+        self._task_seed = 0
+        self._drawn: dict[int, Arrays] = {}  # own tasks by number, for slots that are not as far yet
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 
@@ -76,28 +80,31 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         """The tasks being played, one per slot."""
         if self._tasks is None:
             raise gym.error.ResetNeeded("call reset or set_tasks before asking for tasks")
-        return TaskSet(self.family.env_id, self.family.kwargs, self.split, dict(self._tasks))
+        params = {name: values.copy() for name, values in self._tasks.items()}
+        return TaskSet(self.family.env_id, self.family.kwargs, self.split, params)
 
     def set_tasks(self, tasks: TaskSet | Arrays, rows: Rows = ALL) -> None:
-        """Give the slots in `rows` these tasks, in order; they take effect at each slot's next reset."""
+        """Give the slots in `rows` these tasks, in order. Reset those slots next: their episodes would go on in them."""
         params = tasks.params if isinstance(tasks, TaskSet) else tasks
         expected = len(np.arange(self.num_envs)[rows])
         count = len(next(iter(params.values())))
         if count != expected:
             raise ValueError(f"tasks must hold one task per slot ({expected}), got {count}")
-        self._own_tasks = False
+        if self._tasks is None and expected < self.num_envs:
+            raise gym.error.ResetNeeded("call reset before giving tasks to some slots only")
         self._write_tasks(params, rows)
+        self._own_tasks = False
 
     def _write_tasks(self, params: Arrays, rows: Rows) -> None:
         if self._tasks is None:
-            self._tasks = {name: np.zeros((self.num_envs, *np.shape(v)[1:]), np.asarray(v).dtype) for name, v in params.items()}
+            model = self.family.draw(1, self.split, np.random.default_rng(0))  # for names, shapes and types
+            self._tasks = {name: np.zeros((self.num_envs, *v.shape[1:]), v.dtype) for name, v in model.items()}
         if params.keys() != self._tasks.keys():
             raise ValueError(f"tasks must have the parameters {sorted(self._tasks)}, got {sorted(params)}")
         for name, values in params.items():
-            if np.shape(values)[1:] != self._tasks[name].shape[1:]:
-                raise ValueError(
-                    f"task parameter {name!r} must have shape {self._tasks[name].shape[1:]} per task, got {np.shape(values)[1:]}"
-                )
+            shape, given = self._tasks[name].shape[1:], np.shape(values)[1:]
+            if given != shape:
+                raise ValueError(f"task parameter {name!r} must have shape {shape} per task, got {given}")
             self._tasks[name][rows] = values
 
     # -- Gymnasium's interface -----------------------------------------------------------------------------------
@@ -108,36 +115,29 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         """Start an episode in every slot, or in those of `options["reset_mask"]` (boolean `[B]`).
 
         Args:
-            seed: slot `i` is seeded with `seed + i`, or with `seed[i]`. Without one, the streams go on.
+            seed: slot `i` is seeded with `seed + i`, or with `seed[i]`, if it is reset. Without one, the streams go on.
             options: `reset_mask`; `tasks`, a `TaskSet` (or its arrays) with one task per slot.
         """
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
-        rows: Rows = ALL if mask is None or np.all(mask) else self._check_mask(mask)
-        if isinstance(seed, int | np.integer) or (seed is None and not self._seeded):
-            super().reset(seed=None if seed is None else int(seed))
-            start = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-            self._streams.seed(np.arange(start, start + self.num_envs, dtype=np.uint64))
-        elif seed is not None:
-            if len(seed) != self.num_envs:
-                raise ValueError(f"seed must be one integer or one per slot ({self.num_envs}), got {len(seed)}")
-            super().reset(seed=int(seed[0]))
-            self._streams.seed(np.asarray(seed, np.uint64))
-        self._seeded = True
+        rows: Rows = ALL if mask is None else self._check_mask(mask)
+        seeding = seed is not None or not self._seeded
+        if seeding:
+            self._seed(seed, rows)
         if (tasks := options.pop("tasks", None)) is not None:
             self.set_tasks(tasks)
         if self._own_tasks:
-            if rows is ALL and (seed is not None or self._tasks is None):
-                self._episodes[:] = 0
-                self._write_tasks(self.family.sample(self.num_envs, self.split, self.np_random).params, ALL)
+            if seeding and rows is ALL:
+                self._task_seed = int(self.np_random.integers(2**63))
+                self._drawn.clear()
+                self._trials[:] = 0
+                self._draw_tasks(np.ones(self.num_envs, bool))
             else:
                 self._renew_tasks(rows)
         self._begin(rows)
         return self.family.observe(self._tasks, self._state), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray | Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray | Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play one step in every slot: observations, rewards, terminated, truncated `[B]`, and infos."""
         if not self._seeded:
             raise gym.error.ResetNeeded("call reset before step")
@@ -183,6 +183,19 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 
     # -- inside --------------------------------------------------------------------------------------------------
 
+    def _seed(self, seed: int | Sequence[int] | None, rows: Rows) -> None:
+        if not self._seeded and rows is not ALL:
+            raise gym.error.ResetNeeded("the first reset must be without reset_mask")
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        if isinstance(seed, int | np.integer):
+            seed = range(int(seed), int(seed) + self.num_envs)
+        elif len(seed) != self.num_envs:
+            raise ValueError(f"seed must be one integer or one per slot ({self.num_envs}), got {len(seed)}")
+        super().reset(seed=int(seed[0]))  # refuses negative seeds
+        self._streams.seed(np.asarray(seed, np.uint64)[rows], rows)
+        self._seeded = True
+
     def _begin(self, rows: Rows) -> None:
         self._elapsed[rows] = 0
         self._episodes[rows] += 1
@@ -192,15 +205,27 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         """Draw new tasks for those of `rows` that have played `episodes_per_task` episodes in theirs."""
         ended = np.zeros(self.num_envs, bool)
         ended[rows] = self._episodes[rows] >= self.episodes_per_task
-        if count := int(ended.sum()):
-            self._write_tasks(self.family.sample(count, self.split, self.np_random).params, ended)
-            self._episodes[ended] = 0
+        if ended.any():
+            self._draw_tasks(ended)
 
-    def _check_mask(self, mask: Any) -> np.ndarray:
+    def _draw_tasks(self, slots: np.ndarray) -> None:
+        """Give each of `slots` (a mask) its next own task: row i of a batch drawn for all slots at once."""
+        self._trials[slots] += 1
+        self._episodes[slots] = 0
+        for trial in np.unique(self._trials[slots]).tolist():
+            if trial not in self._drawn:
+                rng = np.random.default_rng([self._task_seed, trial])
+                self._drawn[trial] = self.family.sample(self.num_envs, self.split, rng).params
+            rows = slots & (self._trials == trial)
+            self._write_tasks({name: values[rows] for name, values in self._drawn[trial].items()}, rows)
+        slowest = self._trials.min()
+        self._drawn = {trial: params for trial, params in self._drawn.items() if trial > slowest}
+
+    def _check_mask(self, mask: Any) -> Rows:
         mask = np.asarray(mask)
         if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise ValueError(f"reset_mask must be a boolean array of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
-        return mask
+            raise ValueError(f"reset_mask must be boolean of shape ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        return ALL if mask.all() else mask
 
     def _check_actions(self, actions: Any) -> np.ndarray:
         actions = np.asarray(actions)
