@@ -39,9 +39,15 @@ register_family("metarl/BernoulliBandit-v0", "metarl_envs.bandits:BernoulliBandi
 register_family("metarl/GaussianBandit-v0", "metarl_envs.bandits:GaussianBandit")
 register_family("metarl/TwoArmedBandit-v0", "metarl_envs.bandits:TwoArmedBandit")
 for _variant in ("Independent", "Uniform", "Easy", "Medium", "Hard"):
-    register_family(
-        f"metarl/TwoArmed{_variant}-v0", "metarl_envs.bandits:TwoArmedBandit", variant=_variant.lower()
-    )
+    register_family(f"metarl/TwoArmed{_variant}-v0", "metarl_envs.bandits:TwoArmedBandit", variant=_variant.lower())
+register_family("metarl/TabularMDP-v0", "metarl_envs.tabular:TabularMDP")
+register_family("metarl/Navigation2D-v0", "metarl_envs.navigation:Navigation2D")
+_point_robot = {"goal_region": "semicircle", "goal_extent": 1.0, "done_within": None}
+register_family("metarl/Navigation2DSemicircle-v0", "metarl_envs.navigation:Navigation2D", **_point_robot)
+register_family(
+    "metarl/Navigation2DSparse-v0", "metarl_envs.navigation:Navigation2D", **_point_robot, goal_radius=0.2, num_steps=20
+)
+register_family("metarl/GridNavi-v0", "metarl_envs.gridworlds:GridNavi")
 register_family("metarl/Context-v0", "metarl_envs.context:ContextFamily")
 register_family(
     "metarl/CartPoleContext-v0",
