@@ -23,7 +23,7 @@ class CategoricalHead(nn.Module):
         # over the leading axis the CPU kernel works on whole vectors: ten times faster for a handful of actions
         return torch.log_softmax(self.linear(y).movedim(-1, 0), 0).movedim(0, -1)
 
-    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action per row, by an exponential race: argmin of `E_i / p_i` with `E_i` exponential."""
         race = torch.empty_like(params).exponential_(generator=generator)
         return (params - race.log()).argmax(-1)
@@ -71,14 +71,18 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.full((self.feature_size,), initial_log_std))
         bounded = space.bounded_below & space.bounded_above
         self._low, self._high, self._dtype = space.low, space.high, space.dtype
-        self._centre = np.where(bounded, (space.low + space.high) / 2, 0.0)
-        self._half_range = np.where(bounded, (space.high - space.low) / 2, 1.0)
+        limits = np.stack([space.low, space.high]).astype(np.float64)
+        low, high = np.where(bounded, limits, [[-1.0], [1.0]])
+        self._centre = (low + high) / 2
+        self._half_range = np.where(low < high, (high - low) / 2, 1.0)
+        limits = torch.as_tensor((limits - self._centre) / self._half_range, dtype=torch.float32)
+        self.register_buffer("_limits", limits, persistent=False)  # the box in the head's units, [2, D]
 
     def forward(self, y: Tensor) -> Tensor:
         """Means."""
         return self.linear(y)
 
-    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action per row."""
         noise = torch.empty_like(params).normal_(generator=generator)
         return params + self.log_std.exp() * noise
@@ -99,7 +103,7 @@ class GaussianHead(nn.Module):
 
     def features(self, actions: Tensor) -> Tensor:
         """The previous action as an input of the policy: what the environment received, in the head's units."""
-        return actions.clamp(-1, 1)
+        return actions.clamp(*self._limits)
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         """Actions as the environment takes them."""

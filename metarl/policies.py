@@ -15,6 +15,7 @@ from metarl.distributions import make_head
 from metarl.memory import CORES, State, clear
 from metarl.trials import TensorObs
 
+_OBSERVABLE = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiBinary, gym.spaces.MultiDiscrete)
 
 
 class Memory(NamedTuple):
@@ -39,7 +40,7 @@ class TrialPolicy(BasePolicy):
     the rewards' and the trial's length.
 
     Args:
-        observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a `Dict` of these.
+        observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a flat `Dict` of these.
         action_space: `Discrete` or `Box`.
         core: name in `metarl.memory.CORES`.
         core_size: units of the core.
@@ -63,6 +64,10 @@ class TrialPolicy(BasePolicy):
     ):
         if core not in CORES:
             raise ValueError(f"core must be one of {', '.join(CORES)}, got {core!r}")
+        leaves = observation_space.values() if isinstance(observation_space, gym.spaces.Dict) else [observation_space]
+        if any(not isinstance(leaf, _OBSERVABLE) for leaf in leaves):
+            names = ", ".join(kind.__name__ for kind in _OBSERVABLE)
+            raise ValueError(f"observation space must be one of {names}, or a flat Dict of these, got {observation_space}")
         if features_extractor_class is None:
             is_dict = isinstance(observation_space, gym.spaces.Dict)
             features_extractor_class = CombinedExtractor if is_dict else FlattenExtractor
@@ -90,11 +95,17 @@ class TrialPolicy(BasePolicy):
         return not any(True for _ in self.extractor.parameters())
 
     def inputs(
-        self, observations: TensorObs, previous_action: Tensor, previous_reward: Tensor, previous_done: Tensor, started: Tensor
+        self,
+        observations: TensorObs,
+        previous_action: Tensor,
+        previous_reward: Tensor,
+        previous_done: Tensor,
+        started: Tensor,
     ) -> Tensor:
         """Everything that the policy reads, `[..., input_size]`; arguments as in `Memory`, of any leading shape."""
         lead = started.shape
-        flat = _map(observations, lambda o: o.reshape(-1, *o.shape[len(lead) :]))
+        from_zero = _from_zero(observations, self.observation_space)
+        flat = _map(from_zero, lambda o: o.reshape(-1, *o.shape[len(lead) :]))
         features = self.extractor(preprocess_obs(flat, self.observation_space)).reshape(*lead, -1)
         context = [
             self.policy_head.features(previous_action) * started[..., None],
@@ -131,9 +142,11 @@ class TrialPolicy(BasePolicy):
     @torch.no_grad()
     def track_returns(self, returns: Tensor, rate: float) -> None:
         """Move the running mean and standard deviation towards those of `returns`, keeping all predictions."""
-        mean = torch.lerp(self.value_mean, returns.mean(), rate)
-        second = torch.lerp(self.value_std**2 + self.value_mean**2, returns.square().mean(), rate)
-        std = (second - mean**2).clamp(min=1e-8).sqrt()
+        returns = returns.double()  # the variance is a small difference where returns are large
+        old_mean, old_std = self.value_mean.double(), self.value_std.double()
+        mean = torch.lerp(old_mean, returns.mean(), rate)
+        second = torch.lerp(old_std**2 + old_mean**2, returns.square().mean(), rate)
+        mean, std = mean.float(), (second - mean**2).clamp(min=1e-8).sqrt().float()
         self.value_head.weight.mul_(self.value_std / std)
         self.value_head.bias.copy_((self._denormalised(self.value_head.bias) - mean) / std)
         self.value_mean.copy_(mean)
@@ -145,7 +158,11 @@ class TrialPolicy(BasePolicy):
         """The memory of `batch_size` trials in which nothing has happened yet."""
         zeros = torch.zeros(batch_size, device=self.device)
         head = self.policy_head
-        shape, dtype = ((), torch.int64) if isinstance(self.action_space, gym.spaces.Discrete) else ((head.feature_size,), torch.float32)
+        shape, dtype = (
+            ((), torch.int64)
+            if isinstance(self.action_space, gym.spaces.Discrete)
+            else ((head.feature_size,), torch.float32)
+        )
         actions = torch.zeros(batch_size, *shape, dtype=dtype, device=self.device)
         return Memory(self.core.initial_state(batch_size), actions, zeros, zeros, zeros)
 
@@ -179,6 +196,14 @@ def _mlp(input_size: int, sizes: Sequence[int]) -> nn.Sequential:
         layers += [nn.Linear(input_size, size), nn.Tanh()]
         input_size = size
     return nn.Sequential(*layers)
+
+
+def _from_zero(observations: TensorObs, space: gym.Space) -> TensorObs:
+    """Observations with those of `Discrete` spaces counted from 0, wherever the space starts."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _from_zero(observations[key], part) for key, part in space.items()}
+    start = getattr(space, "start", 0)
+    return observations - torch.as_tensor(start, device=observations.device) if np.any(start) else observations
 
 
 def _map(observations: TensorObs, function) -> TensorObs:

@@ -20,7 +20,8 @@ def trial_gae(
     value of the state reached where an outside limit cut it.
 
     Args:
-        rewards, values: `[T, B]`.
+        rewards: `[T, B]`.
+        values: `[T, B]`, what was expected before each step.
         trial_end: `[T, B]`, whether the step is the last of its trial, or of what was recorded of it.
         bootstrap: `[T, B]`, value of what would have followed; read only where `trial_end`.
         gamma: discount per step.
@@ -33,7 +34,7 @@ def trial_gae(
         raise ValueError("trial_end must be set on the last step of every row: what follows it was not recorded")
     following = torch.cat([values[1:], values[-1:]])
     deltas = rewards + gamma * torch.where(trial_end, bootstrap, following) - values
-    carry = gamma * gae_lambda * (~trial_end)
+    carry = gamma * gae_lambda * (~trial_end).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
     for t in range(len(deltas) - 1, -1, -1):

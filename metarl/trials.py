@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from metarl_envs import TaskFamily, TaskSet, TaskVectorEnv
 from torch import Tensor
+
+from metarl_envs import TaskSet, TaskVectorEnv
 
 if TYPE_CHECKING:  # a policy is handed in; this module stands below it
     from metarl.policies import TrialPolicy
@@ -73,18 +74,28 @@ class Trials:
 
     def episode_returns(self, episodes_per_trial: int) -> np.ndarray:
         """Undiscounted returns `[trials, episodes]` of the trials that were recorded to their end."""
-        done = (self.terminated | self.truncated).cpu().numpy().T.ravel()  # row after row
-        starts = self.trial_start.cpu().numpy().T.ravel()
-        rewards = self.rewards.cpu().numpy().T.ravel()
-        trial = np.cumsum(starts) - 1
+        trial, complete = self._trials(episodes_per_trial)
+        done = (self.terminated | self.truncated).cpu().numpy().T.ravel()
         ended = np.cumsum(done) - done  # episodes ended before this step, over everything
-        episode = ended - ended[np.flatnonzero(starts)][trial]
-        returns = np.zeros((trial[-1] + 1, episodes_per_trial))
-        np.add.at(returns, (trial, episode), rewards)
-        complete = np.bincount(trial, weights=done) == episodes_per_trial
+        first = np.flatnonzero(np.diff(trial, prepend=-1))  # the first step of each trial
+        episode = ended - ended[first][trial]
+        returns = np.zeros((len(complete), episodes_per_trial))
+        np.add.at(returns, (trial, episode), self.rewards.cpu().numpy().T.ravel())
         return returns[complete]
 
+    def trial_lengths(self, episodes_per_trial: int) -> np.ndarray:
+        """Steps `[trials]` of the trials that were recorded to their end."""
+        trial, complete = self._trials(episodes_per_trial)
+        return np.bincount(trial)[complete]
 
+    def _trials(self, episodes_per_trial: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which trial each step belongs to, row after row `[B * T]`, and which of the trials are complete."""
+        done = (self.terminated | self.truncated).cpu().numpy().T.ravel()
+        trial = np.cumsum(self.trial_start.cpu().numpy().T.ravel()) - 1
+        return trial, np.bincount(trial, weights=done) == episodes_per_trial
+
+
+@torch.no_grad()
 def collect_trials(
     envs: TaskVectorEnv,
     policy: "TrialPolicy",
@@ -94,7 +105,7 @@ def collect_trials(
     split: str,
     rng: np.random.Generator,
     generator: torch.Generator,
-    on_step: Callable[[], bool] = lambda: True,
+    on_step: Callable[[np.ndarray, np.ndarray], bool] = lambda rewards, trial_over: True,
 ) -> Trials | None:
     """Play `num_steps` steps in every slot, a new task at each trial's start.
 
@@ -109,7 +120,7 @@ def collect_trials(
         split: where tasks come from.
         rng: draws tasks and the environments' seed.
         generator: draws actions.
-        on_step: called after every step; False stops at once.
+        on_step: called after every step with its rewards and the ends of trials, both `[B]`; False stops at once.
 
     Returns:
         The record, or None if stopped.
@@ -166,7 +177,7 @@ def collect_trials(
         )
         observations, starts = next_observations, next_starts
         memory = policy.forget(after, trial_over) if trial_over.any() else after
-        if not on_step():
+        if not on_step(rewards, trial_over):
             return None
     return record.trials()
 
@@ -176,9 +187,8 @@ def check_finite(rewards: np.ndarray, envs: TaskVectorEnv, step: int, first_task
     if not np.isfinite(rewards).all():
         slot = int(np.flatnonzero(~np.isfinite(rewards))[0])
         task = {name: values[slot].tolist() for name, values in envs.tasks.params.items()}
-        raise ValueError(
-            f"reward must be finite, got {rewards[slot]} from {envs.family.env_id}, task {first_task + slot} {task}, step {step}"
-        )
+        where = f"{envs.family.env_id}, task {first_task + slot} {task}, step {step}"
+        raise ValueError(f"reward must be finite, got {rewards[slot]} from {where}")
 
 
 def to_tensor(observations: Observations, device: torch.device) -> TensorObs:

@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from metarl_envs import TaskFamily, TaskVectorEnv, make_family
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -18,6 +17,7 @@ from metarl.algorithms.vec_env import TrialVecEnv
 from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from metarl.seeding import generator_state, restore_generator, spawn
 from metarl.trials import Player
+from metarl_envs import TaskFamily, TaskVectorEnv, make_family
 
 EnvLike = str | TaskFamily | TaskVectorEnv | gym.Env
 
@@ -40,6 +40,8 @@ class MetaAlgorithm(BaseAlgorithm):
     config_class: ClassVar[type]
     family: TaskFamily
     envs: TaskVectorEnv
+    _before_iteration: dict[str, Any] | None = None
+    """Where the iteration that is going on began."""
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class MetaAlgorithm(BaseAlgorithm):
             seed=int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed,
         )
         self.n_envs = self.config.num_envs
-        if env is not None:
+        if env is not None or _init_setup_model:
             self._take_family(family_of(env, env_kwargs))
         if _init_setup_model:
             self._setup_model()
@@ -111,8 +113,8 @@ class MetaAlgorithm(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
         self.rngs = spawn(self.seed, ("tasks", "minibatches"))
+        self.set_random_seed(self.seed)
         self.generator = torch.Generator(self.device).manual_seed(self.seed)
         self.policy = self._make_policy().to(self.device)
 
@@ -134,8 +136,9 @@ class MetaAlgorithm(BaseAlgorithm):
     ) -> Self:
         """Train for at least `total_timesteps` environment steps, in whole iterations; arguments as in SB3.
 
-        When a callback stops training in the middle of a collection, that collection is dropped without a trace, so
-        that a saved model continues exactly as if it had not been stopped.
+        When a callback or an exception ends training in the middle of a collection, that collection is dropped without
+        a trace; a model that is saved there, by a callback for example, is saved as it was before the collection. So
+        a saved model always continues exactly as if it had not been stopped.
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
@@ -147,11 +150,16 @@ class MetaAlgorithm(BaseAlgorithm):
         iteration = 0
         while self.num_timesteps < total_timesteps:
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            before = self._generator_states(), self.num_timesteps
-            callback.on_rollout_start()
-            if not self._iterate(callback):
-                self._restore_generators(before[0])
-                self.num_timesteps = before[1]
+            self._before_iteration = self._position()
+            finished = False
+            try:
+                callback.on_rollout_start()
+                finished = self._iterate(callback)
+            finally:
+                if not finished:
+                    self._go_to(self._before_iteration)
+                self._before_iteration = None
+            if not finished:
                 break
             iteration += 1
             if log_interval and (iteration % log_interval == 0 or self.num_timesteps >= total_timesteps):
@@ -193,10 +201,9 @@ class MetaAlgorithm(BaseAlgorithm):
             "action_space": str(self.action_space),
             "config": dataclasses.asdict(self.config),
             "seed": self.seed,
-            "num_timesteps": self.num_timesteps,
             "total_timesteps": self._total_timesteps,
             "n_updates": self._n_updates,
-            "generators": self._generator_states(),
+            **(self._before_iteration or self._position()),
             "weights": self.policy.state_dict(),
             "optimizer": self.policy.optimizer.state_dict(),
         }
@@ -205,17 +212,19 @@ class MetaAlgorithm(BaseAlgorithm):
         """Take over weights, optimizer, generators and counters from `state()`."""
         self.policy.load_state_dict(state["weights"])
         self.policy.optimizer.load_state_dict(state["optimizer"])
-        self._restore_generators(state["generators"])
-        self.num_timesteps = state["num_timesteps"]
+        self._go_to(state)
         self._total_timesteps = state["total_timesteps"]
         self._n_updates = state["n_updates"]
 
-    def _generator_states(self) -> dict[str, Any]:
-        return {name: generator_state(g) for name, g in {**self.rngs, "actions": self.generator}.items()}
+    def _position(self) -> dict[str, Any]:
+        """What moves during a collection."""
+        generators = {name: generator_state(g) for name, g in {**self.rngs, "actions": self.generator}.items()}
+        return {"num_timesteps": self.num_timesteps, "generators": generators}
 
-    def _restore_generators(self, states: dict[str, Any]) -> None:
+    def _go_to(self, position: dict[str, Any]) -> None:
         for name, generator in {**self.rngs, "actions": self.generator}.items():
-            restore_generator(generator, states[name])
+            restore_generator(generator, position["generators"][name])
+        self.num_timesteps = position["num_timesteps"]
 
     def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:
         """Write one file, atomically; `.zip` is appended as in Stable-Baselines3 when there is no suffix.
@@ -234,6 +243,7 @@ class MetaAlgorithm(BaseAlgorithm):
         device: torch.device | str = "cpu",
         *,
         env_kwargs: dict[str, Any] | None = None,
+        policy: type[BasePolicy] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Self:
@@ -244,6 +254,7 @@ class MetaAlgorithm(BaseAlgorithm):
             env: needed only where the family was never registered; its spaces must be the saved ones.
             device: where to put it.
             env_kwargs: the family's parameters, with an id.
+            policy: needed only where the policy is a class of your own.
             policy_kwargs: needed only where the saved ones held classes or functions.
             options: further constructor arguments or hyperparameters to change.
 
@@ -257,6 +268,7 @@ class MetaAlgorithm(BaseAlgorithm):
             env,
             device=device,
             env_kwargs=env_kwargs,
+            policy=policy,
             policy_kwargs=policy_kwargs,
             **options,
         )
@@ -268,6 +280,7 @@ class MetaAlgorithm(BaseAlgorithm):
         env: EnvLike | None = None,
         *,
         env_kwargs: dict[str, Any] | None = None,
+        policy: type[BasePolicy] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Self:
@@ -279,7 +292,9 @@ class MetaAlgorithm(BaseAlgorithm):
         if policy_kwargs is None:
             policy_kwargs = state["policy_kwargs"]
             if policy_kwargs is None:
-                raise ValueError("policy_kwargs must be given: the saved ones held classes or functions, which are not stored")
+                raise ValueError(
+                    "policy_kwargs must be given: the saved ones held classes or functions, which are not stored"
+                )
         known = {f.name for f in dataclasses.fields(cls.config_class)}
         if unknown := sorted(set(state["config"]) - known):
             raise CheckpointError(f"checkpoint has the unknown hyperparameter {unknown[0]!r}")
@@ -288,7 +303,11 @@ class MetaAlgorithm(BaseAlgorithm):
             if str(getattr(family, name)) != state[name]:
                 raise ValueError(f"env must have the checkpoint's {name} {state[name]}, got {getattr(family, name)}")
         config = cls.config_class(**state["config"])
-        model = cls(state["policy"], family, policy_kwargs=policy_kwargs, config=config, seed=state["seed"], **options)
+        if policy is None and state["policy"] not in cls.policy_aliases:
+            raise ValueError(f"policy must be given: the saved one is the class {state['policy']}, which is not stored")
+        model = cls(
+            policy or state["policy"], family, policy_kwargs=policy_kwargs, config=config, seed=state["seed"], **options
+        )
         model.set_state(state)
         return model
 

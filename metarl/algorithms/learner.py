@@ -1,14 +1,15 @@
 """Acting with a memory: whole batches of trials for evaluation, and one learner on one new task."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from metarl_envs import TaskSet
 
 from metarl.policies import Memory, TrialPolicy
 from metarl.trials import Observations, Transition, to_tensor
+from metarl_envs import TaskSet
 
 
 class MemoryPlayer:
@@ -36,11 +37,12 @@ class MemoryPlayer:
         self._generator = torch.Generator(self.policy.device).manual_seed(seed)
 
     @torch.no_grad()
-    def act(self, observations: Observations) -> np.ndarray:
-        """Actions `[B, ...]` as the environment takes them."""
+    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
+        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
+        deterministic = self.deterministic if deterministic is None else deterministic
         head = self.policy.policy_head
         params, _, self._core = self.policy.act(to_tensor(observations, self.policy.device), self.memory)
-        self._actions = head.mode(params) if self.deterministic else head.sample(params, self._generator)
+        self._actions = head.mode(params) if deterministic else head.sample(params, self._generator)
         return head.to_env(self._actions)
 
     def observe(self, transition: Transition) -> None:
@@ -89,14 +91,10 @@ class Learner:
                 "predict was called twice without observe(reward, terminated, truncated) in between: "
                 "the learner adapts by seeing what its actions bring (or act in learner.watch(env))"
             )
-        space = self.observation_space
-        single = _fits(observation, space)
-        batch = _add_axis(observation) if single else observation
-        if not single and not (_fits(_first(batch), space) and _length(batch) == 1):
-            raise ValueError(f"observation must fit {space}, got {_shape(observation)}")
-        if deterministic is not None:
-            self._player.deterministic = deterministic
-        action = self._player.act(batch)
+        batch, single = as_batch(observation, self.observation_space)
+        if _length(batch) != 1:
+            raise ValueError(f"observation must fit {self.observation_space}, got {_shape(observation)}")
+        action = self._player.act(batch, deterministic)
         self._waiting = True
         return (action[0] if single else action), None
 
@@ -145,26 +143,88 @@ class _Watched(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def _fits(observation: Any, space: gym.Space) -> bool:
+def split_trial_observation(observation: Any, space: gym.Space) -> tuple[Any, Any, Any]:
+    """The family's own observation, the previous reward and the previous done, from an observation of `TrialVecEnv`.
+
+    Any other observation is returned as it is, with None and None.
+    """
+    nested = isinstance(space, gym.spaces.Dict)
+    names = {key: f"observation/{key}" for key in space} if nested else {"": "observation"}
+    wanted = {*names.values(), "previous_reward", "previous_done"}
+    if not isinstance(observation, dict) or not wanted <= observation.keys():
+        return observation, None, None
+    own = {key: observation[name] for key, name in names.items()}
+    return own if nested else own[""], observation["previous_reward"], observation["previous_done"]
+
+
+def unpack_memory(
+    policy: TrialPolicy, state: tuple[np.ndarray, ...] | None, rows: int, trial_start: Any, reward: Any, done: Any
+) -> Memory:
+    """The memory of `rows` trials from arrays: the core's state and the last actions, `state`, and what these brought.
+
+    Raises:
+        ValueError: when something is missing or does not fit.
+    """
+    memory = policy.initial_memory(rows)
+    if state is None:
+        return memory
+    model = (*memory.core, memory.previous_action)
+    expected, got = [tuple(part.shape) for part in model], [np.shape(part) for part in state]
+    if got != expected:
+        raise ValueError(f"state must be what predict returned for {rows} rows, of shapes {expected}, got {got}")
+    starts = _row("episode_start", False if trial_start is None else trial_start, rows).astype(bool)
+    if not starts.all() and (reward is None or done is None):
+        raise ValueError(
+            "reward and done must be given where a trial goes on, for the policy reads what its last action brought: "
+            "pass reward= and done= to predict, or use model.get_env(), model.adapt(env) or evaluate"
+        )
+    reward = np.where(starts, 0, _row("reward", 0 if reward is None else reward, rows))
+    if not np.isfinite(reward).all():
+        raise ValueError(f"reward must be finite, got {reward[~np.isfinite(reward)][0]}")
+    done = _row("done", 0 if done is None else done, rows)
+    *core, actions = (torch.tensor(part, dtype=m.dtype, device=policy.device) for part, m in zip(state, model, strict=True))
+    return policy.forget(policy.remember(tuple(core), actions, reward, done), starts)
+
+
+def _row(name: str, values: Any, rows: int) -> np.ndarray:
+    """`values`, one per row or one for all, as `[rows]`; `[rows, 1]` is what observations hold."""
+    shape = np.shape(values)
+    if shape not in ((), (rows,), (rows, 1)):
+        raise ValueError(f"{name} must have shape ({rows},), got {shape}")
+    return np.broadcast_to(np.asarray(values).reshape(-1), rows)
+
+
+def as_batch(observation: Any, space: gym.Space) -> tuple[Observations, bool]:
+    """`observation` as a batch `[B, ...]`, and whether it was a single one.
+
+    Raises:
+        ValueError: when it is neither one observation of `space` nor a batch of them.
+    """
+    if _fits(observation, space, ()):
+        return _map_arrays(observation, lambda x: x[None]), True
+    if _fits(observation, space, (rows := _length(observation),)) and rows:
+        return _map_arrays(observation, lambda x: x), False
+    raise ValueError(f"observation must fit {space}, got {_shape(observation)}")
+
+
+def _fits(observation: Any, space: gym.Space, lead: tuple[int, ...]) -> bool:
     if isinstance(space, gym.spaces.Dict):
-        return isinstance(observation, dict) and all(k in observation and _fits(observation[k], s) for k, s in space.items())
-    return np.shape(observation) == space.shape
+        return isinstance(observation, dict) and all(
+            key in observation and _fits(observation[key], part, lead) for key, part in space.items()
+        )
+    return not isinstance(observation, dict) and np.shape(observation) == (*lead, *space.shape)
 
 
-def _add_axis(observation: Any) -> Any:
+def _map_arrays(observation: Any, function: Callable[[np.ndarray], np.ndarray]) -> Observations:
     if isinstance(observation, dict):
-        return {key: _add_axis(value) for key, value in observation.items()}
-    return np.asarray(observation)[None]
-
-
-def _first(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: _first(value) for key, value in observation.items()}
-    return observation[0] if np.ndim(observation) else observation
+        return {key: _map_arrays(value, function) for key, value in observation.items()}
+    return function(np.asarray(observation))
 
 
 def _length(observation: Any) -> int:
-    return _length(next(iter(observation.values()))) if isinstance(observation, dict) else np.shape(observation)[0]
+    if isinstance(observation, dict):
+        return _length(next(iter(observation.values()), ()))
+    return np.shape(observation)[0] if np.ndim(observation) else 0
 
 
 def _shape(observation: Any) -> str:

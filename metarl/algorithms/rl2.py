@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from metarl_envs import TaskFamily
 from torch import Tensor
 
 from metarl import losses
 from metarl.algorithms.base import MetaAlgorithm, check_spaces
-from metarl.algorithms.learner import Learner, MemoryPlayer
+from metarl.algorithms.learner import Learner, MemoryPlayer, as_batch, split_trial_observation, unpack_memory
 from metarl.policies import TrialPolicy
 from metarl.returns import trial_gae
-from metarl.trials import Trials, collect_trials
+from metarl.trials import Trials, batch_size_of, collect_trials, to_tensor
+from metarl_envs import TaskEnv, TaskFamily
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class RL2Config:
         for name in ("learning_rate", "final_learning_rate", "clip_range", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"target_kl must be above 0, got {self.target_kl}")
         if self.minibatches > self.num_envs:
             raise ValueError(f"minibatches must be at most num_envs ({self.num_envs}), got {self.minibatches}")
 
@@ -100,20 +102,21 @@ class RL2PPO(MetaAlgorithm):
         return policy
 
     def _take_family(self, family: TaskFamily) -> None:
-        super()._take_family(family)
         config = self.config
         if config.train_split not in family.splits:
             raise ValueError(f"train_split must be one of {', '.join(family.splits)}, got {config.train_split!r}")
-        longest = self.episodes_per_trial * family.max_episode_steps
+        episodes = config.episodes_per_trial or family.episodes_per_trial
+        longest = episodes * family.max_episode_steps
         if config.num_steps is not None and config.num_steps < longest:
             raise ValueError(
-                f"num_steps must hold a whole trial: {self.episodes_per_trial} episodes x {family.max_episode_steps} "
+                f"num_steps must hold a whole trial: {episodes} episodes x {family.max_episode_steps} "
                 f"steps = {longest}, got {config.num_steps}"
             )
-        if config.curriculum_start is not None and config.curriculum_start > self.episodes_per_trial:
+        if config.curriculum_start is not None and config.curriculum_start > episodes:
             raise ValueError(
-                f"curriculum_start must be at most episodes_per_trial ({self.episodes_per_trial}), got {config.curriculum_start}"
+                f"curriculum_start must be at most episodes_per_trial ({episodes}), got {config.curriculum_start}"
             )
+        super()._take_family(family)
 
     # -- one iteration -------------------------------------------------------------------------------------------
 
@@ -134,8 +137,9 @@ class RL2PPO(MetaAlgorithm):
         self.policy.set_training_mode(False)
         full = self.config.num_steps or self.episodes_per_trial * self.family.max_episode_steps
 
-        def on_step() -> bool:
+        def on_step(rewards: np.ndarray, dones: np.ndarray) -> bool:
             self.num_timesteps += self.n_envs
+            callback.update_locals({"rewards": rewards, "dones": dones})  # an episode of `get_env()` is a trial
             return callback.on_step()
 
         trials = collect_trials(
@@ -154,9 +158,9 @@ class RL2PPO(MetaAlgorithm):
         return trials
 
     def _record(self, trials: Trials, episodes: int, metrics: dict[str, float]) -> None:
-        returns = trials.episode_returns(episodes)
-        length = trials.rewards.shape[0]
-        self.ep_info_buffer.extend({"r": float(r), "l": length, "t": 0.0} for r in returns[-100:].sum(-1))
+        returns, lengths = trials.episode_returns(episodes), trials.trial_lengths(episodes)
+        latest = zip(returns[-100:].sum(-1).tolist(), lengths[-100:].tolist(), strict=True)
+        self.ep_info_buffer.extend({"r": total, "l": length, "t": 0.0} for total, length in latest)
         self.logger.record("rollout/trial_return", float(returns.sum(-1).mean()))
         self.logger.record("rollout/first_episode_return", float(returns[:, 0].mean()))
         self.logger.record("rollout/last_episode_return", float(returns[:, -1].mean()))
@@ -170,10 +174,51 @@ class RL2PPO(MetaAlgorithm):
 
     def player(self, deterministic: bool = False) -> MemoryPlayer:
         """The agent as a player of whole batches of trials."""
-        return MemoryPlayer(self.policy, name=f"RL² ({type(self.policy.core).__name__.removesuffix('Core')})", deterministic=deterministic)
+        name = f"RL² ({type(self.policy.core).__name__.removesuffix('Core')})"
+        return MemoryPlayer(self.policy, name=name, deterministic=deterministic)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        *,
+        reward: Any = None,
+        done: Any = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Actions for one observation or a batch `[B, ...]`, and the memory to hand back as `state` with the next.
+
+        As in Stable-Baselines3's recurrent algorithms; `adapt` and `evaluate` are more convenient. In each row the
+        policy also reads what its last action brought: from observations of `get_env()`, or from `reward` and `done`.
+
+        Args:
+            observation: of the family, or of `get_env()` (with the previous reward and done).
+            state: what the last call returned; None at the start of trials.
+            episode_start: where a TRIAL starts `[B]`: the memory is cleared there, and only there.
+            deterministic: take the likeliest actions. Otherwise they are drawn with torch's global generator.
+            reward: reward of the last step `[B]`; rows that start a trial ignore it.
+            done: whether the last step ended an episode `[B]`; rows that start a trial ignore it.
+
+        Raises:
+            ValueError: when a trial goes on and reward or done is missing, or when shapes do not fit.
+        """
+        own, *context = split_trial_observation(observation, self.observation_space)
+        batch, single = as_batch(own, self.observation_space)
+        given = [read if said is None else said for said, read in ((reward, context[0]), (done, context[1]))]
+        self.policy.set_training_mode(False)
+        memory = unpack_memory(self.policy, state, batch_size_of(batch, self.observation_space), episode_start, *given)
+        params, _, core = self.policy.act(to_tensor(batch, self.policy.device), memory)
+        head = self.policy.policy_head
+        actions = head.mode(params) if deterministic else head.sample(params, None)
+        played = head.to_env(actions)
+        return (played[0] if single else played), tuple(part.cpu().numpy() for part in (*core, actions))
 
     def adapt(self, env: Any, episodes: int = 0, *, seed: int | None = None, deterministic: bool = False) -> Learner:
         """Play `episodes` episodes in ONE new task and return the learner, which goes on adapting as it acts.
+
+        An environment of the family stays in that task from then on, instead of drawing a new one after every trial.
 
         Args:
             env: a Gymnasium environment with the training spaces: of the family, or your own.
@@ -184,6 +229,9 @@ class RL2PPO(MetaAlgorithm):
         check_spaces(env, self.observation_space, self.action_space)
         if episodes < 0:
             raise ValueError(f"episodes must be at least 0, got {episodes}")
+        if isinstance(task_env := getattr(env, "unwrapped", env), TaskEnv):
+            env.reset(seed=seed)
+            task_env.task = task_env.task
         learner = Learner(self.policy, int(np.random.default_rng(seed).integers(2**31)), deterministic)
         for episode in range(episodes):
             learner.run_episode(env, seed=seed if episode == 0 else None)
@@ -208,7 +256,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def update(policy: TrialPolicy, trials: Trials, config: RL2Config, progress: float, rng: np.random.Generator) -> dict[str, float]:
+def update(
+    policy: TrialPolicy, trials: Trials, config: RL2Config, progress: float, rng: np.random.Generator
+) -> dict[str, float]:
     """PPO epochs over whole trials: advantages, then minibatches of rows, each scanned from its trials' starts."""
     policy.set_training_mode(True)
     advantages, returns = trial_gae(
@@ -216,7 +266,7 @@ def update(policy: TrialPolicy, trials: Trials, config: RL2Config, progress: flo
     )
     policy.track_returns(returns, config.return_rate)
     targets = policy.normalise(returns)
-    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
     entropy_coef = config.entropy_coef + progress * (config.final_entropy_coef - config.entropy_coef)
     inputs = None
     if policy.inputs_are_fixed:
@@ -242,7 +292,8 @@ def update(policy: TrialPolicy, trials: Trials, config: RL2Config, progress: flo
         for name, value in {**parts, "loss": loss, "grad_norm": norm}.items():
             sums[name] = sums.get(name, 0) + value.detach()
     metrics = {name: float(total) / count for name, total in sums.items()}
-    metrics["explained_variance"] = float(1 - (returns - trials.values).var() / (returns.var() + 1e-8))
+    unexplained = (returns - trials.values).var(correction=0) / (returns.var(correction=0) + 1e-8)
+    metrics["explained_variance"] = float(1 - unexplained)
     return metrics
 
 
@@ -271,5 +322,3 @@ def minibatches(num_rows: int, config: RL2Config, rng: np.random.Generator) -> I
 
 def _take(parts: tuple, rows: Tensor) -> list:
     return [{k: v[:, rows] for k, v in p.items()} if isinstance(p, dict) else p[:, rows] for p in parts]
-
-
