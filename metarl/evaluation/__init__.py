@@ -4,13 +4,9 @@ from metarl.evaluation.adaptation import AdaptationCurve, evaluate
 from metarl.evaluation.compare import Comparison, compare
 from metarl.evaluation.play import play_trials
 from metarl.evaluation.plots import plot_adaptation, plot_splits
+from metarl.evaluation.references import RandomPlayer, reference_players
 from metarl.evaluation.report import write_report
 from metarl.evaluation.statistics import Estimate, estimate, interquartile_mean, paired_difference
-
-try:
-    from metarl.evaluation.references import RandomPlayer, reference_players
-except ModuleNotFoundError:
-    pass
 
 __all__ = [
     "AdaptationCurve",

@@ -14,6 +14,7 @@ import numpy as np
 
 from metarl.evaluation.play import play_trials
 from metarl.evaluation.plots import plot_adaptation
+from metarl.evaluation.references import reference_players
 from metarl.evaluation.report import decimals, show_estimate, text_table
 from metarl.evaluation.statistics import Estimate, estimate, paired_difference
 from metarl.trials import Player
@@ -74,6 +75,7 @@ class AdaptationCurve:
 
     @cached_property
     def _estimates(self) -> dict[str, Estimate]:
+        """Both statistics of every episode and, in the last column, of the trial."""
         columns = np.column_stack([self.returns, self.returns.sum(1)])
         return {"mean": estimate(columns, "mean"), "iqm": estimate(columns, "iqm")}
 
@@ -126,13 +128,22 @@ class AdaptationCurve:
             return None
         return estimate(self.num_episodes * self.ceiling - self.returns.sum(1))
 
+    @property
+    def ranked_references(self) -> list["AdaptationCurve"]:
+        """References from best to worst mean return per trial."""
+        return sorted(self.references, key=lambda curve: -curve.total.value)
+
     def table(self) -> str:
-        """A text table with a row per player: this one first, then the references from best to worst."""
+        """A text table with a row per player: this one first, then the references from best to worst.
+
+        The last column puts the return per trial on a scale from the random player (0 %) to the Bayes-optimal player
+        or, where that is not among the references, to the ceiling (100 %).
+        """
         return text_table(*self.table_rows())
 
     def table_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of `table`, as text."""
-        curves = [self, *sorted(self.references, key=lambda c: -c.total.value)]
+        curves = [self, *self.ranked_references]
         digits = decimals([c.total for c in curves])
         digits_iqm = decimals([c.total_iqm for c in curves])
         digits_episode = decimals([c.pre_adaptation for c in curves])
@@ -148,25 +159,30 @@ class AdaptationCurve:
             for curve in curves
         ]
         if self.ceiling is not None:
-            known, episode = estimate(self.num_episodes * self.ceiling), estimate(self.ceiling)
+            episode = estimate(self.ceiling)
+            known = Estimate(*(self.num_episodes * part for part in episode))
             shown = show_estimate(episode, digits_episode)
             rows.append(["knows the task", show_estimate(known, digits), "", shown, shown])
-        for title, floor, top in self._scales():
+        if (scale := self._scale()) is not None:
+            title, floor, top = scale
             header.append(title)
-            scores = [c.total.value for c in curves] + ([known.value] if self.ceiling is not None else [])
+            scores = [curve.total.value for curve in curves] + [known.value for _ in rows[len(curves) :]]
             for row, score in zip(rows, scores, strict=True):
                 row.append(f"{(score - floor) / (top - floor):.1%}")
         return header, rows
 
-    def _scales(self) -> Iterator[tuple[str, float, float]]:
-        """Titles, zero and full mark of the scales that returns per trial are also given on."""
+    def _scale(self) -> tuple[str, float, float] | None:
+        """Title, zero and full mark of the scale that returns per trial are also given on.
+
+        It runs from the random player to the Bayes-optimal one or, where that did not play, to the ceiling.
+        """
         totals = {curve.name.lower(): float(curve.total.value) for curve in self.references}
         floor = next((score for name, score in totals.items() if name.startswith("random")), None)
-        bayes = next((score for name, score in totals.items() if name.startswith("bayes")), None)
-        if floor is not None and bayes is not None and bayes > floor:
-            yield "random to Bayes", floor, bayes
-        if floor is not None and self.ceiling is not None and self.num_episodes * self.ceiling.mean() > floor:
-            yield "random to ceiling", floor, float(self.num_episodes * self.ceiling.mean())
+        top = next((score for name, score in totals.items() if name.startswith("bayes")), None)
+        title = "random to ceiling" if top is None else "random to Bayes"
+        if top is None and self.ceiling is not None:
+            top = float(self.num_episodes * self.ceiling.mean())
+        return None if floor is None or top is None or top <= floor else (title, floor, top)
 
     def plot(self, path: str | Path | None = None, **options: Any) -> "Figure":
         """The curve among its references, written to `path`; `options` are `plots.plot_adaptation`'s."""
@@ -271,8 +287,6 @@ def evaluate(
         )
 
     if references is True:
-        from metarl.evaluation.references import reference_players
-
         references = reference_players(family)
     curves = []
     players = [player, *(references or ())]

@@ -37,9 +37,9 @@ class Comparison:
     """One per curve."""
 
     @property
-    def references(self) -> tuple[AdaptationCurve, ...]:
-        """References of the first curve that has any."""
-        return next((curve.references for curve in self.curves if curve.references), ())
+    def ranked_references(self) -> list[AdaptationCurve]:
+        """References of the first curve that has any, from best to worst."""
+        return next((curve.ranked_references for curve in self.curves if curve.references), [])
 
     @cached_property
     def differences(self) -> tuple[Estimate, ...]:
@@ -56,7 +56,7 @@ class Comparison:
 
     def table_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of `table`, as text."""
-        references = sorted(self.references, key=lambda c: -c.total.value)
+        references = self.ranked_references
         curves = [*self.curves, *references]
         differences = [*self.differences, *map(self._difference, references)]
         digits = decimals([c.total for c in curves])
@@ -133,7 +133,7 @@ def compare(curves: Sequence[AdaptationCurve], names: Sequence[str] | None = Non
         if curve.task_hash != curves[0].task_hash:
             raise ValueError(
                 f"curves must be of the same tasks, but {names[0]!r} played {_tasks(curves[0])} "
-                f"and {name!r} {_tasks(curve)}: evaluate both with the same tasks=, or the same family, split, num_tasks and seed"
+                f"and {name!r} {_tasks(curve)}: evaluate both with the same tasks= or family, split, num_tasks and seed"
             )
         if curve.num_episodes != curves[0].num_episodes:
             raise ValueError(

@@ -74,13 +74,14 @@ def plot_adaptation(
     """Return per episode over the episodes of a trial, with 95 % intervals.
 
     One curve is drawn among its references; several are drawn over each other, among the references of the first that
-    has any. The ceiling is the mean of `AdaptationCurve.ceiling`, so it is left out of pictures of interquartile means.
+    has any. The ceiling is a mean over tasks, so pictures of interquartile means go without.
 
     Args:
         curves: what to draw.
         path: where to write the picture; the suffix says the format.
         names: what to call the curves, by default their own names.
-        statistic: "mean" or "iqm".
+        statistic: "mean" or "iqm". Where returns take few values, as in bandits that pay 0 or 1, interquartile means
+            jump to the ends of the range; means do not.
         dark: light ink on dark ground.
     """
     curves = [curves] if hasattr(curves, "returns") else list(curves)
@@ -110,19 +111,20 @@ def plot_splits(
     """One agent's curves on several task sets side by side on one scale, such as `{"train": ..., "test": ...}`."""
     theme = DARK if dark else LIGHT
     with _style(theme):
-        figure = Figure(figsize=(1.6 + 3.1 * len(curves), 3.6), dpi=160, layout="constrained")
+        figure = Figure(figsize=(0.4 + 2.8 * len(curves), 3.7), dpi=160, layout="constrained")
         panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         legend = {}
         for axes, (title, curve) in zip(panels, curves.items(), strict=True):
             lines = _lines({curve.name: curve}, statistic, theme)
-            _draw(axes, lines, _ceiling(curve, statistic), theme)
+            _draw(axes, lines, _ceiling(curve, statistic), theme, max_ticks=6)
             axes.set_title(title, loc="left", fontweight="bold")
             axes.set_title(f"{curve.num_tasks:,} tasks", loc="right", fontsize=8.5, color=theme.faint)
             axes.set_xlabel("episode in the trial")
             handles, labels = axes.get_legend_handles_labels()
-            legend |= dict(zip(labels, handles, strict=True))
+            legend |= dict(zip(reversed(labels), reversed(handles), strict=True))  # agents above references
         panels[0].set_ylabel(_label(statistic))
-        figure.legend(legend.values(), legend.keys(), loc="outside right center", labelcolor=theme.ink)
+        columns = min(len(legend), 1 + len(curves))
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, labelcolor=theme.ink)
         _write(figure, path)
     return figure
 
@@ -144,7 +146,7 @@ def _cycle(index: int, *looks: Sequence) -> list:
     return [look[index % len(look)] for look in looks]
 
 
-def _draw(axes: Axes, lines: Sequence[_Line], ceiling: float | None, theme: Theme) -> None:
+def _draw(axes: Axes, lines: Sequence[_Line], ceiling: float | None, theme: Theme, max_ticks: int = 11) -> None:
     episodes = max(len(line.scores.value) for line in lines)
     for line in lines:
         x = np.arange(1, len(line.scores.value) + 1)
@@ -172,29 +174,38 @@ def _draw(axes: Axes, lines: Sequence[_Line], ceiling: float | None, theme: Them
         axes.axhline(ceiling, color=theme.ink, lw=1.1, ls=(0, (6, 3)), zorder=1, label="ceiling: task known")
     margin = max(0.5, 0.015 * episodes) if episodes > 1 else 0.5
     axes.set_xlim(1 - margin, episodes + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.margins(y=0.08)
+    axes.set_xticks(_episode_ticks(episodes, max_ticks))
+    axes.margins(y=0.1)
     axes.grid(axis="y", color=theme.grid, lw=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
+def _episode_ticks(episodes: int, max_ticks: int) -> list[int]:
+    """All episodes of a short trial; of a long one the first, and round numbers."""
+    if episodes <= 12:
+        return list(range(1, episodes + 1))
+    ticks = MaxNLocator(nbins=max_ticks - 1, steps=[1, 2, 5, 10], integer=True).tick_values(0, episodes)
+    return [1, *(int(tick) for tick in ticks if 1 < tick <= episodes)]
+
+
 def _mark_first_episode(axes: Axes, agents: Sequence[_Line], theme: Theme) -> None:
-    """A ring around every agent's first episode, named once."""
+    """A ring around every agent's first episode, named once, on the side of the axes from which the agents move away."""
     for line in agents:
         axes.plot(1, line.scores.value[0], "o", ms=12, mfc="none", mec=line.color, mew=1.4, zorder=5, label="_ring")
-    values = [line.scores.value[0] for line in agents]
-    rising = np.mean([line.scores.value[-1] >= line.scores.value[0] for line in agents]) >= 0.5
+    firsts = [line.scores.value[0] for line in agents]
+    rising = np.mean([line.scores.value[-1] for line in agents]) >= np.mean(firsts)
     axes.annotate(
         "before adaptation",
-        (1, min(values) if rising else max(values)),
-        xytext=(9, -9 if rising else 9),
-        textcoords="offset points",
-        va="top" if rising else "bottom",
+        (1, min(firsts) if rising else max(firsts)),
+        xytext=(11, 0.03 if rising else 0.97),
+        textcoords=("offset points", "axes fraction"),
+        va="bottom" if rising else "top",
         fontsize=8.5,
         style="italic",
         color=theme.faint,
+        arrowprops={"arrowstyle": "-", "color": theme.faint, "lw": 0.7, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 6},
         path_effects=[withStroke(linewidth=2.5, foreground=theme.background)],
         zorder=6,
     )
@@ -221,7 +232,7 @@ def _label_ends(axes: Axes, lines: Sequence[_Line], ceiling: float | None, theme
             fontsize=9.5 if is_agent else 8.5,
             fontweight="bold" if is_agent else "normal",
             color=color if is_agent else theme.ink if episodes is None else theme.faint,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.7, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 4},
             annotation_clip=False,
         )
 
@@ -278,6 +289,5 @@ def _style(theme: Theme):
             "ytick.labelcolor": theme.ink,
             "legend.frameon": False,
             "legend.fontsize": 9,
-            "svg.hashsalt": "metarl",
         }
     )

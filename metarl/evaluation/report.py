@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import yaml
 
@@ -27,15 +28,15 @@ PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "stable-baselines3"
 
 
 def decimals(estimates: Sequence[Estimate]) -> int:
-    """Decimal places (0 to 4) that show two digits of the narrowest of the intervals."""
-    widths = [(e.high - e.low) / 2 for e in estimates if e.high > e.low]
+    """Decimal places (0 to 4) that show two digits of the width of the narrowest interval."""
+    widths = [e.high - e.low for e in estimates if e.high > e.low]
     return int(np.clip(1 - math.floor(math.log10(min(widths))), 0, 4)) if widths else 2
 
 
 def show_estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
-    """A number with its interval, "6.66 [6.64, 6.68]"; the number alone where the interval is unknown."""
+    """A number with its interval, "6.66 [6.64, 6.68]"; the number alone where the interval is unknown or a point."""
     form = f"{sign}.{digits}f"
-    if math.isnan(estimate.low):
+    if not estimate.high > estimate.low:
         return f"{estimate.value:{form}}"
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
@@ -113,12 +114,14 @@ def write_report(
     first = next(iter(named.values()))
     sections = [html_figure(lambda dark: plot_adaptation(first, dark=dark), _caption(first))]
     if len(named) > 1:
-        caption = f"{first.name} on {', '.join(named)} tasks."
+        *others, last = named
+        caption = f"{first.name} on {', '.join(others)} and {last} tasks, on one scale."
         sections.append(html_figure(lambda dark: plot_splits(named, dark=dark), caption))
     for name, curve in named.items():
         heading = f"Scores on {name} tasks" if len(named) > 1 else "Scores"
         sections += [f"<h2>{html.escape(heading)}</h2>", html_table(*curve.table_rows())]
-    sections.append(f'<p class="note">{html.escape(_NOTE)}</p>')
+    scaled = any("random to" in title for curve in named.values() for title in curve.table_rows()[0])
+    sections.append(f'<p class="note">{html.escape(_NOTE + _SCALE_NOTE * scaled)}</p>')
     sections += ["<h2>What was run</h2>", html_facts({**run_facts(first), **(facts or {})})]
     if config is not None:
         sections += ["<h2>Configuration</h2>", f"<pre>{html.escape(readable(config))}</pre>"]
@@ -160,13 +163,18 @@ def _caption(curve: "AdaptationCurve") -> str:
 
 def _svg(figure: "Figure") -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "metarl"}):  # equal figures give equal files
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 _NOTE = (
     "In brackets: 95 % bootstrap intervals over tasks; another training seed is not in them. IQM: mean of the middle half "
-    "of trials. On the scales, the random player's mean return per trial is 0 % and 100 % is the mark named."
+    "of trials."
+)
+_SCALE_NOTE = (
+    " The last column puts the return per trial on a scale from the random player, 0 %, to the Bayes-optimal player or, "
+    "without one, to the ceiling (who knows the task), 100 %."
 )
 
 _STYLE = """
@@ -175,21 +183,23 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ground: #16181d; --ink: #e8eaee; --faint: #9aa2ae; --rule: #2f343d;
   --soft: #1e2128; --accent: #4aa8e0; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 68rem; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.1rem; }
 .subtitle, .note, figcaption { color: var(--faint); }
 .subtitle { margin: .25rem 0 2rem; }
 .note, figcaption { font-size: .875rem; }
+figcaption { margin-top: .5rem; }
 figure { margin: 0 0 1.5rem; }
 img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+th, td { padding: .45rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); }
+td { white-space: nowrap; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
 th:last-child, td:last-child { padding-right: 0; }
-th { color: var(--faint); font-weight: 500; }
+th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
 .agent td { font-weight: 600; }
 .agent td:first-child { color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; margin: 0; font-size: .9rem; }
