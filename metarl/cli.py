@@ -1,0 +1,382 @@
+"""The command line: `metarl envs | train | evaluate | adapt | compare | resume`.
+
+Every command imports what it needs when it runs, so that help comes at once. What is wrong with the input is told in one
+line, with exit code 2; with METARL_DEBUG=1 in the environment a traceback is shown instead.
+"""
+
+import dataclasses
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
+
+from metarl.options import parse_known_options, parse_options
+from metarl.plain import check_known, first_sentence, shallow
+
+if TYPE_CHECKING:
+    from metarl.training import TrainingConfig
+    from metarl_envs import TaskFamily, TaskSet
+
+PRESETS = Path(__file__).parent / "presets"
+"""Where the configs that come with the package lie."""
+
+_HELP = {"-h", "--help"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 after bad input, 130 and 143 after SIGINT and SIGTERM."""
+    command, *args = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # terminals that lack a character get a question mark
+    try:
+        if command in _HELP:
+            print(_usage())
+            return 0
+        check_known(f"command {command!r}", command, COMMANDS)
+        with _one_line_warnings():
+            COMMANDS[command](args)
+        return 0
+    except KeyboardInterrupt:
+        print("metarl: stopped", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if message := getattr(stop, "message", ""):
+            print(f"metarl: {message}", file=sys.stderr)
+        return stop.code or 0
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("METARL_DEBUG"):
+            raise
+        print(f"metarl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+# -- envs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EnvsOptions:
+    """List the task families, or show one family's parameters."""
+
+    env: Annotated[Positional[str | None], arg(metavar="ID")] = None
+    """Gymnasium id of a family, or of any other environment; all families when left out."""
+
+
+def envs(args: list[str]) -> None:
+    """List the task families, or show one family's parameters."""
+    options = parse_options(EnvsOptions, args, prog="metarl envs")
+    from metarl.catalogue import print_families, print_family
+    from metarl.training import checked_family
+
+    if options.env is None:
+        print_families()
+    else:
+        print_family(options.env, checked_family(options.env))
+
+
+# -- train and resume --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What decides which further options there are."""
+
+    env: str | None = None
+    preset: Annotated[str | None, arg(aliases=["--config"])] = None
+
+
+def train(args: list[str]) -> None:
+    """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`."""
+    from metarl import training
+    from metarl.training import ALGORITHMS, TrainingConfig
+
+    algorithm, *args = args or ["--help"]
+    names = ", ".join(ALGORITHMS)
+    if algorithm in _HELP:
+        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {names}\n\nOptions: metarl train ALGORITHM --help")
+        return
+    check_known(f"algorithm {algorithm!r}", algorithm, ALGORITHMS)
+    default = _default_config(algorithm, args)
+    family = None if default is None else default.family
+    cls = _train_options(family, ALGORITHMS[algorithm].config_class)
+    defaults = None if default is None else cls(**{**shallow(default), "env_kwargs": family})
+    options = parse_options(cls, args, prog=f"metarl train {algorithm}", default=defaults)
+
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainingConfig)}
+    config = TrainingConfig(**{**values, "env_kwargs": shallow(options.env_kwargs)})
+    folder = options.out or _numbered(Path("runs") / f"{algorithm}-{config.env.rpartition('/')[2]}")
+    print(f"Training {algorithm} on {config.env} for {config.total_timesteps:,} steps, in {folder}", flush=True)
+    print(f"Watch it: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
+    training.train(config, folder, progress_bar=options.progress_bar)
+    print(f"Done. See how it adapts: metarl evaluate {folder}")
+
+
+def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
+    """What holds where the command line says nothing; None when it asks for no more than help."""
+    from metarl.training import TrainingConfig
+
+    start, _ = parse_known_options(_Start, args, prog=f"metarl train {algorithm}")
+    if start.preset is not None:
+        config = TrainingConfig.from_yaml(_preset(start.preset), start.env)
+        if config.algorithm != algorithm:
+            raise ValueError(f"algorithm must be {config.algorithm} with --preset {start.preset}, got {algorithm}")
+        return config
+    if start.env is not None:
+        return TrainingConfig(algorithm=algorithm, env=start.env)
+    if _HELP & {*args}:
+        return None
+    raise ValueError("--env must be given, an id that `metarl envs` lists or any other, or --preset")
+
+
+def _train_options(family: "TaskFamily | None", config_class: type) -> type:
+    from metarl.training import TrainingConfig
+
+    @dataclass(frozen=True, kw_only=True)
+    class TrainOptions(TrainingConfig):
+        """Train an agent in a new run folder.
+
+        The command line goes before the preset, the preset before the defaults. Parameters of a task family are options
+        too: `--env ID --help` lists them. A preset's parameters hold for its own env only.
+        """
+
+        algorithm: Suppress[str] = "rl2"
+        env_kwargs: _family_parameters(family) = family
+        hyperparameters: OmitArgPrefixes[config_class] = field(default_factory=config_class)
+        preset: Annotated[str | None, arg(aliases=["--config"])] = None
+        """Name of a config that comes with the package (bandit-5x10, ...), or path of a YAML file, such as the
+        config.yaml of a run."""
+        out: Path | None = None
+        """The run folder; by default a new one in runs/."""
+        progress_bar: bool = True
+        """Show a progress bar."""
+
+        def __post_init__(self):
+            """Checked when the options become a config."""
+
+    return TrainOptions
+
+
+def _family_parameters(family: "TaskFamily | None") -> Any:
+    """The type of options `--env.NAME`."""
+    return Suppress[None] if family is None else Annotated[type(family), arg(name="env")]
+
+
+def _preset(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known and Path(name).suffix in (".yaml", ".yml"):
+        raise ValueError(f"--preset {name}: there is no such file")
+    check_known(f"preset {name!r}", name, known)
+    return PRESETS / f"{name}.yaml"
+
+
+def _numbered(path: Path) -> Path:
+    """The first of path-1, path-2, ... that does not exist."""
+    number = 1
+    while (numbered := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return numbered
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with an interrupted training, exactly as if it had not been interrupted."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+
+
+def resume(args: list[str]) -> None:
+    """Go on with an interrupted training, exactly as if it had not been interrupted."""
+    options = parse_options(ResumeOptions, args, prog="metarl resume")
+    from metarl import training
+
+    model = training.resume(options.run, progress_bar=options.progress_bar)
+    print(f"Done, at step {model.num_timesteps:,}. See how it adapts: metarl evaluate {options.run}")
+
+
+# -- evaluate and compare ----------------------------------------------------------------------------------------------
+
+
+def evaluate(args: list[str]) -> None:
+    """Measure on new tasks how a run adapts, beside classical players; write table, picture and report."""
+    from metarl.run_folder import RunFolder
+    from metarl.training import EvaluationConfig, curve_file, evaluate_run, run_config
+
+    @dataclass(frozen=True, kw_only=True)
+    class EvaluateOptions(EvaluationConfig):
+        """Measure on new tasks how a run adapts, beside classical players. The run's config holds the defaults.
+
+        Writes adaptation.csv, adaptation.png, adaptation.npz and report.html into the run folder; for splits other than
+        test the files are named adaptation_SPLIT.
+        """
+
+        run: Annotated[Positional[Path], arg(metavar="RUN")]
+        """The run folder."""
+        progress_bar: bool = True
+        """Show a progress bar."""
+
+    prog = "metarl evaluate"
+    run = parse_options(EvaluateOptions, args, prog=prog).run
+    config = run_config(RunFolder.open(run))
+    default = EvaluateOptions(run=run, **dataclasses.asdict(config.evaluation))
+    options = parse_options(EvaluateOptions, args, prog=prog, default=default)
+    settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluationConfig)}
+    curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
+    print(f"\n{curve.env_id}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
+    file = curve_file(run, options.split)
+    print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Put runs side by side on the same tasks, the first against each other one, task by task.
+
+    Runs that were not evaluated on the split yet are evaluated first, on the tasks of those that were.
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN [RUN ...]")]
+    """The run folders, at least two."""
+    split: str = "test"
+    """Split of the family that tasks are drawn from."""
+    out: Path = Path("runs/comparison")
+    """Folder for comparison.csv, comparison.png and comparison.html."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+
+
+def compare(args: list[str]) -> None:
+    """Put runs side by side on the same tasks; write table, picture and report."""
+    options = parse_options(CompareOptions, args, prog="metarl compare")
+    if len(options.runs) < 2:
+        raise ValueError(f"runs must be at least 2 run folders, got {len(options.runs)}")
+    from metarl.training import compare_runs
+
+    comparison = compare_runs(options.runs, split=options.split, progress_bar=options.progress_bar)
+    files = [options.out / f"comparison.{suffix}" for suffix in ("png", "html", "csv")]
+    for save, file in zip((comparison.plot, comparison.save_html, comparison.save_csv), files, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(file)
+    print(f"{comparison.table()}\n\nPicture: {files[0]}\nReport:  {files[1]}\nNumbers: {files[2]}")
+
+
+# -- adapt -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _AdaptStart:
+    run: Positional[tuple[str, ...]] = ()
+    env: str | None = None
+
+
+def adapt(args: list[str]) -> None:
+    """Let a run's agent adapt to one new task, of its family or of your own environment."""
+    from metarl.run_folder import RunFolder
+    from metarl.training import checked_family, load_run, run_config
+    from metarl_envs import TaskEnv
+
+    start, _ = parse_known_options(_AdaptStart, args, prog="metarl adapt")
+    family = None
+    if start.env is not None:
+        family = checked_family(start.env)
+    elif start.run:
+        family = run_config(RunFolder.open(start.run[0])).family
+
+    @dataclass(frozen=True)
+    class AdaptOptions:
+        """Let a run's agent adapt to ONE new task, and show the return of each episode.
+
+        The task is a fresh one of the run's family, or of another Gymnasium environment with the same spaces.
+        """
+
+        run: Annotated[Positional[Path], arg(metavar="RUN")]
+        """The run folder."""
+        env: str | None = None
+        """Gymnasium id of a family or of any environment with the same spaces; the run's own family by default."""
+        env_kwargs: _family_parameters(family) = family
+        episodes: int | None = None
+        """Episodes to play; the family's trial length by default."""
+        seed: int | None = None
+        """Seed of the task, the environment and the actions; a fresh one by default."""
+        deterministic: bool = False
+        """Take the likeliest action instead of sampling."""
+
+    options = parse_options(AdaptOptions, args, prog="metarl adapt")
+    model = load_run(options.run)
+    family = options.env_kwargs
+    episodes = family.episodes_per_trial if options.episodes is None else options.episodes
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    env = TaskEnv(family=family, split="test")
+    env.task = task = family.sample(1, "test", seed)
+    learner = model.adapt(env, seed=seed, deterministic=options.deterministic)
+    name = options.env or getattr(family, "env", family.env_id)
+    print(f"{name}, seed {seed}, a new task: {_shown(task)}\n")
+    for episode in range(1, episodes + 1):
+        try:
+            result = learner.run_episode(env, seed=seed if episode == 1 else None)
+        except ValueError as error:
+            raise ValueError(f"{name}, episode {episode}: {error}") from error
+        print(f"episode {episode:>{len(str(episodes))}}/{episodes}   return {result:10.3f}", flush=True)
+    first, last, mean = learner.returns[0], learner.returns[-1], sum(learner.returns) / episodes
+    print(f"\n{_sparkline(learner.returns)}   first {first:.3f}   last {last:.3f}   mean {mean:.3f}")
+
+
+def _shown(task: "TaskSet") -> str:
+    """The parameters of one task; large ones by their shape."""
+    parts = {name: values[0] for name, values in task.params.items()}
+    shown = {n: v.round(4).tolist() if v.size <= 20 else f"array of shape {v.shape}" for n, v in parts.items()}
+    return ", ".join(f"{name} = {value}" for name, value in shown.items())
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    scale = 7 / (high - low) if high > low else 0
+    return "".join("▁▂▃▄▅▆▇█"[round((value - low) * scale)] for value in values)
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    command.__name__: command for command in (envs, train, evaluate, adapt, compare, resume)
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {first_sentence(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: metarl COMMAND [OPTIONS]\n",
+            "Train agents that learn to learn, and measure how fast they adapt.\n",
+            "commands:",
+            *lines,
+            "\nOptions: metarl COMMAND --help",
+        ]
+    )
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        print(f"metarl: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,115 @@
+"""Command-line options from dataclasses: tyro reads them, and what is wrong is told in one line."""
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_origin
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+T = TypeVar("T")
+
+_DECORATION = re.compile(r"\x1b\[[0-9;]*m|[│╭╮╰╯]")
+_RULE = re.compile(r"[─\s]+")
+_registry = ConstructorRegistry()
+
+
+def parse_options(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = None, description: str = "") -> T:
+    """An instance of the dataclass `cls` from command-line arguments; `--help` prints and exits.
+
+    Args:
+        cls: a dataclass; docstrings under its fields are their help.
+        args: the arguments.
+        prog: what the program is called in the help.
+        default: an instance whose values hold where `args` say nothing.
+        description: the help's first lines; the class docstring by default.
+
+    Raises:
+        ValueError: in one line, when the arguments do not fit.
+    """
+    return _run(cls, args, prog, default, description=description or None)
+
+
+def parse_known_options(cls: type[T], args: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """As `parse_options`, but leaves what it does not know, `--help` included, and returns it too."""
+    return _run(cls, args, prog, None, add_help=False, return_unknown_args=True)
+
+
+def _run(cls: type, args: Sequence[str], prog: str, default: Any, **options: Any) -> Any:
+    errors = io.StringIO()
+    if default is not None:
+        options["default"] = default
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(cls, args=list(args), prog=prog, registry=_registry, **options)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise ValueError(f"{_one_line(errors.getvalue())} (see {prog} --help)") from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box: the problem, and an option that may have been meant."""
+    lines = [_DECORATION.sub("", line).strip() for line in box.splitlines()][1:]
+    end = next((i for i, line in enumerate(lines) if _RULE.fullmatch(line)), len(lines))
+    problem = " ".join(lines[:end]).removesuffix(" (required)")
+    if problem.startswith("Unrecognized"):
+        meant = [line.split()[0].rstrip(",") for line in lines[end:] if line.startswith("--")]
+        return f"unknown options: {problem.partition(': ')[2]}" + (f"; did you mean {meant[0]}?" if meant else "")
+    problem = re.sub(r"^Error parsing (--\S+: |\S+: )", lambda m: m[1] if m[1].startswith("--") else "", problem)
+    return problem[:1].lower() + problem[1:]
+
+
+@_registry.primitive_rule
+def _integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Whole numbers may be written 3e6 or 3_000_000."""
+    if info.type is not int:
+        return None
+
+    def parse(args: list[str]) -> int:
+        try:
+            return int(args[0])
+        except ValueError:
+            pass
+        try:
+            value = float(args[0])
+        except ValueError:
+            value = float("nan")
+        if not value.is_integer():
+            raise ValueError(f"expected a whole number, got {args[0]!r}")
+        return int(value)
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@_registry.primitive_rule
+def _mappings(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Mappings are written as YAML (of which JSON is a part): "{length: [0.3, 1.0]}"."""
+    if not (isinstance(kind := get_origin(info.type) or info.type, type) and issubclass(kind, Mapping)):
+        return None
+
+    def parse(args: list[str]) -> dict[str, Any]:
+        try:
+            value = yaml.safe_load(args[0])
+        except yaml.YAMLError as error:
+            raise ValueError(f"not YAML, {' '.join(str(getattr(error, 'problem', error)).split())}: {args[0]!r}") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a mapping such as '{{name: value}}', got {args[0]!r}")
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{NAME: VALUE, ...}",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [yaml.safe_dump(dict(value), default_flow_style=True, width=1000).strip()],
+    )

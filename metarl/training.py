@@ -1,0 +1,383 @@
+"""Whole trainings in run folders: what the command line, the quickstart and the experiments share.
+
+config = TrainingConfig(env="metarl/BernoulliBandit-v0", env_kwargs={"num_arms": 5}, total_timesteps=1_000_000)
+model = train(config, "runs/bandit")         # or, after an interrupt or a crash: resume("runs/bandit")
+curve = evaluate_run("runs/bandit", split="test")
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.type_aliases import MaybeCallback
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from metarl.algorithms.base import MetaAlgorithm
+from metarl.algorithms.rl2 import RL2PPO
+from metarl.checkpoint import CheckpointStore, write_atomically
+from metarl.evaluation import AdaptationCurve, Comparison, compare, evaluate, write_report
+from metarl.interrupts import StopOnInterrupt, graceful_interrupts
+from metarl.plain import check_known, convert, from_plain, shallow
+from metarl.run_folder import RunFolder, RunFolderError, read_yaml
+from metarl_envs import TaskFamily, make_family
+from metarl_envs.family import check_at_least
+
+ALGORITHMS: dict[str, type[MetaAlgorithm]] = {"rl2": RL2PPO}
+"""What `TrainingConfig.algorithm` may name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a run is evaluated."""
+
+    split: str = "test"
+    """Split of the family that tasks are drawn from: train, test and, where the family has one, ood."""
+    num_tasks: int | None = None
+    """Number of tasks, one trial in each; by default 20,000, or fewer where trials are long."""
+    episodes: int | None = None
+    """Episodes per trial; the family's own trial length by default."""
+    seed: int = 0
+    """Seed of the tasks, the environments and the players: runs evaluated with equal ones can be compared."""
+    deterministic: bool = False
+    """Take the likeliest action instead of sampling."""
+    references: bool = True
+    """Let the family's classical players play the same tasks for comparison."""
+    reference_tasks: int | None = None
+    """Let classical players play the first so many tasks only, where they are slow."""
+
+    def __post_init__(self):
+        for name in ("num_tasks", "episodes", "reference_tasks"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides how a training goes.
+
+    Nested values may be plain, as read from YAML: `hyperparameters={"gamma": 0.9}`. All values are checked, and filled
+    up with the family's and the algorithm's defaults, when a config is made.
+    """
+
+    algorithm: str = "rl2"
+    """Name of the algorithm."""
+    env: str
+    """Gymnasium id of a task family (see `metarl envs`), or of any environment, which is then a family of one task."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the family."""
+    policy: str = "LstmPolicy"
+    """LstmPolicy, GruPolicy, or MlpPolicy, which has no memory."""
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes of the policy: core_size (one number), encoder and heads (lists), such as {core_size: 64, heads: [64]}."""
+    total_timesteps: int = 1_000_000
+    """Environment steps to train for, over all environments; whole iterations are played."""
+    seed: int = 0
+    """Seed of everything random: equal configs give equal agents."""
+    device: str = "cpu"
+    """PyTorch device of the policy."""
+    threads: int = 1
+    """CPU threads of PyTorch. Other numbers may change results in the last digits."""
+    checkpoint_every: int = 200_000
+    """Environment steps between checkpoints; each iteration saves one at most."""
+    keep: int = 3
+    """Number of checkpoints kept, the latest ones."""
+    hyperparameters: Any = None
+    """Hyperparameters of the algorithm."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How the run is evaluated unless told otherwise."""
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(TrainingConfig).items():
+            object.__setattr__(self, name, convert(getattr(self, name), hint, name))
+        check_known(f"algorithm {self.algorithm!r}", self.algorithm, ALGORITHMS)
+        check_known(f"policy {self.policy!r}", self.policy, self._algorithm.policy_aliases)
+        for name in ("total_timesteps", "threads", "checkpoint_every", "keep"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        if not isinstance(self.hyperparameters, self._algorithm.config_class):
+            hyperparameters = from_plain(self._algorithm.config_class, self.hyperparameters or {}, "hyperparameters.")
+            object.__setattr__(self, "hyperparameters", hyperparameters)
+        object.__setattr__(
+            self, "env_kwargs", {f.name: getattr(self.family, f.name) for f in dataclasses.fields(self.family)}
+        )
+
+    @property
+    def _algorithm(self) -> type[MetaAlgorithm]:
+        return ALGORITHMS[self.algorithm]
+
+    @cached_property
+    def family(self) -> TaskFamily:
+        """The task family that `env` and `env_kwargs` describe."""
+        return checked_family(self.env, self.env_kwargs)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, env: str | None = None) -> Self:
+        """Read a config from a YAML file, running no code. With another `env`, the file's `env_kwargs` do not count.
+
+        Raises:
+            ValueError: in one line that names the file, at what is not YAML, an unknown key, or a wrong value.
+        """
+        values = read_yaml(path)
+        if env is not None and env != values.get("env"):
+            values = {**values, "env": env, "env_kwargs": {}}
+        try:
+            return from_plain(cls, values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def plain(self) -> dict[str, Any]:
+        """The config as nested dictionaries of plain values, resolved: every default is written out."""
+        return dataclasses.asdict(self)
+
+    def make_model(self) -> MetaAlgorithm:
+        """The untrained agent."""
+        try:
+            return self._algorithm(
+                self.policy,
+                self.family,
+                policy_kwargs=dict(self.policy_kwargs),
+                config=self.hyperparameters,
+                seed=self.seed,
+                device=self.device,
+            )
+        except TypeError as error:
+            raise ValueError(f"policy_kwargs do not fit {self.policy}: {error}") from error
+
+
+def checked_family(env: str, env_kwargs: Mapping[str, Any] | None = None) -> TaskFamily:
+    """The family `env` with `env_kwargs` over its defaults, their names and types checked.
+
+    Raises:
+        ValueError: in one line, at an unknown environment (naming a near one) or parameter, or a wrong value.
+    """
+    try:
+        family = make_family(env)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"env must be a Gymnasium id (see `metarl envs`), got {env!r}: {error}") from error
+    if env_kwargs:
+        family = from_plain(type(family), {**shallow(family), **env_kwargs}, "env_kwargs.")
+    return family
+
+
+class Interrupted(SystemExit):
+    """Training was stopped by a signal, and saved. `code` is what the process should exit with: 130 or 143."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def train(
+    config: TrainingConfig, folder: str | Path, *, callback: MaybeCallback = None, progress_bar: bool = True
+) -> MetaAlgorithm:
+    """Train an agent in a new run folder: `config.yaml`, `checkpoints/`, `tensorboard/`, `progress.json`.
+
+    Args:
+        config: what to train.
+        folder: where; must not hold a run yet.
+        callback: a further Stable-Baselines3 callback, or several.
+        progress_bar: show Stable-Baselines3's.
+
+    Raises:
+        Interrupted: at SIGINT or SIGTERM, after saving; `resume(folder)` goes on as if nothing had happened.
+        RunFolderError: when the folder is in use, or holds a run.
+    """
+    torch.set_num_threads(config.threads)
+    model = config.make_model()
+    with RunFolder.create(folder, config.plain()) as run:
+        return _learn(model, config, run, callback, progress_bar)
+
+
+def resume(folder: str | Path, *, callback: MaybeCallback = None, progress_bar: bool = True) -> MetaAlgorithm:
+    """Go on with an interrupted run up to its config's `total_timesteps`; arguments and errors as in `train`.
+
+    The agent is the same, to the bit, as if the run had not been interrupted. When the newest checkpoint is damaged, the
+    one before is taken, with a warning.
+    """
+    with RunFolder.open(folder, exclusive=True) as run:
+        config = run_config(run)
+        torch.set_num_threads(config.threads)
+        found = CheckpointStore(run.checkpoints, config.keep).latest()
+        model = _restore(config, found[1]) if found else config.make_model()
+        return _learn(model, config, run, callback, progress_bar)
+
+
+def load_run(folder: str | Path) -> MetaAlgorithm:
+    """The agent of a run, as of its newest readable checkpoint.
+
+    Raises:
+        RunFolderError: when `folder` is no run folder, or holds no checkpoint yet.
+        CheckpointError: when no checkpoint is readable.
+    """
+    run = RunFolder.open(folder)
+    config = run_config(run)
+    found = CheckpointStore(run.checkpoints, config.keep).latest()
+    if found is None:
+        raise RunFolderError(f"{folder} holds no checkpoint yet: train it with `metarl resume {folder}`")
+    torch.set_num_threads(config.threads)
+    return _restore(config, found[1])
+
+
+def run_config(run: RunFolder) -> TrainingConfig:
+    """The config of a run. Raises `ValueError`, naming the file, when it is not one."""
+    return TrainingConfig.from_yaml(run.config_file)
+
+
+def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: Any) -> AdaptationCurve:
+    """Evaluate a run, and leave what was found in its folder.
+
+    Writes `adaptation.csv`, `adaptation.png` and `adaptation.npz` (for `compare`), named `adaptation_ood.csv` and so on
+    for splits other than `test`, and `report.html` on all splits that were evaluated at this point of training.
+
+    Args:
+        folder: the run.
+        progress_bar: show one per player.
+        settings: fields of `EvaluationConfig`, over the run's own.
+    """
+    model = load_run(folder)
+    run = RunFolder.open(folder)
+    config = run_config(run)
+    settings = dataclasses.replace(config.evaluation, **settings)
+    curve = evaluate(
+        model.player(deterministic=settings.deterministic),
+        model.family,
+        split=settings.split,
+        num_tasks=settings.num_tasks,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        references=settings.references,
+        reference_tasks=settings.reference_tasks,
+        progress_bar=progress_bar,
+    )
+    curve = dataclasses.replace(curve, training_steps=model.num_timesteps)
+    path = curve_file(folder, settings.split)
+    curve.save_npz(path)
+    curve.save_csv(path.with_suffix(".csv"))
+    curve.plot(path.with_suffix(".png"))
+    others = [
+        AdaptationCurve.load(other) for other in sorted(run.path.glob("adaptation*.npz"), reverse=True) if other != path
+    ]
+    shown = {c.split: c for c in (curve, *others) if c.training_steps == curve.training_steps}
+    facts = {"actions": "the likeliest" if settings.deterministic else "sampled", "training time": _training_time(run)}
+    write_report(run.report, shown, title=f"{curve.name}: {run.path.name}", config=run.config, facts=facts)
+    return curve
+
+
+def compare_runs(folders: Sequence[str | Path], *, split: str = "test", progress_bar: bool = True) -> Comparison:
+    """Put runs side by side on the same tasks, under the names of their folders.
+
+    Runs that were not evaluated on `split` yet are evaluated first, as the first one of the others was.
+
+    Raises:
+        ValueError: when the runs were evaluated on different tasks, naming two of them.
+    """
+    files = [curve_file(folder, split) for folder in folders]
+    done = [AdaptationCurve.load(file) if file.exists() else None for file in files]
+    model = next((curve for curve in done if curve), None)
+    settings = {} if model is None else {"num_tasks": model.num_tasks, "episodes": model.num_episodes, "seed": model.seed}
+    curves = []
+    for folder, curve in zip(folders, done, strict=True):
+        curves.append(curve or evaluate_run(folder, split=split, progress_bar=progress_bar, **settings))
+    names = [Path(folder).resolve().name for folder in folders]
+    return compare(curves, names if len({*names}) == len(names) else [str(folder) for folder in folders])
+
+
+def curve_file(folder: str | Path, split: str) -> Path:
+    """Where `evaluate_run` keeps the curve of a split."""
+    return Path(folder) / f"adaptation{'' if split == 'test' else f'_{split}'}.npz"
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _restore(config: TrainingConfig, state: dict[str, Any]) -> MetaAlgorithm:
+    return config._algorithm.from_state(state, config.family, device=config.device)
+
+
+def _learn(
+    model: MetaAlgorithm, config: TrainingConfig, run: RunFolder, callback: MaybeCallback, progress_bar: bool
+) -> MetaAlgorithm:
+    remaining = config.total_timesteps - model.num_timesteps
+    if remaining <= 0:
+        return model
+    model.set_logger(_tensorboard(run.tensorboard, model.num_timesteps))
+    further = callback if isinstance(callback, list) else [callback] if callback else []
+    with graceful_interrupts() as interrupts:
+        callbacks = [_SaveCheckpoints(run, config), StopOnInterrupt(interrupts), *further]
+        model.learn(remaining, callbacks, log_interval=1, reset_num_timesteps=False, progress_bar=progress_bar)
+    model.logger.close()
+    if interrupts.requested is not None:
+        raise Interrupted(
+            interrupts.exit_code,
+            f"stopped and saved at step {model.num_timesteps:,} of {config.total_timesteps:,}: "
+            f"go on with `metarl resume {run.path}`",
+        )
+    return model
+
+
+class _SaveCheckpoints(BaseCallback):
+    """Saves between iterations, where the state is complete: every `checkpoint_every` steps, and at the end."""
+
+    def __init__(self, run: RunFolder, config: TrainingConfig):
+        super().__init__()
+        self.store = CheckpointStore(run.checkpoints, config.keep)
+        self.progress_file = run.path / "progress.json"
+        self.every = config.checkpoint_every
+        self.total = config.total_timesteps
+        self.saved: int | None = None
+
+    def _on_training_start(self) -> None:
+        self.seconds = _read_progress(self.progress_file).get("training_seconds", 0.0) if self.model.num_timesteps else 0.0
+        self.since = time.monotonic()
+
+    def _on_rollout_start(self) -> None:
+        if self.saved is None or self.model.num_timesteps - self.saved >= self.every:
+            self._save()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.saved != self.model.num_timesteps:
+            self._save()
+
+    def _save(self) -> None:
+        self.saved = self.model.num_timesteps
+        self.store.save(self.saved, self.model.state())
+        seconds = round(self.seconds + time.monotonic() - self.since, 3)
+        progress = {"num_timesteps": self.saved, "total_timesteps": self.total, "training_seconds": seconds}
+        write_atomically(self.progress_file, json.dumps(progress).encode())
+
+
+def _tensorboard(folder: Path, step: int) -> Logger:
+    """A logger that writes TensorBoard events; what an earlier process wrote beyond `step` will not be shown."""
+    output = TensorBoardOutputFormat(str(folder))
+    if step:
+        start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        output.writer.file_writer.add_event(start, step + 1)
+    return Logger(str(folder), [output])
+
+
+def _read_progress(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _training_time(run: RunFolder) -> str:
+    seconds = _read_progress(run.path / "progress.json").get("training_seconds")
+    return "unknown" if seconds is None else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
