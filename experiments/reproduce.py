@@ -1,0 +1,109 @@
+"""Train a preset with one or several seeds, score held-out tasks at the END of training, store the result.
+
+    python experiments/reproduce.py bandit-5x10 --seeds 0 1 2
+    python experiments/reproduce.py gridnavi --splits test all
+
+Runs live in `runs/reproduce/NAME-seedS`. A run that was stopped is continued exactly where its last checkpoint left it,
+a finished one is only scored. Results go to `experiments/results/NAME.json`, from which `experiments/tables.py` writes
+the README's tables.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+import metarl
+from metarl.training import TrainingConfig, evaluate_run, load_run, resume, train
+
+RESULTS = Path(__file__).parent / "results"
+PRESETS = Path(metarl.__file__).parent / "presets"
+
+
+class PrintProgress(BaseCallback):
+    """One line every `every` steps, for a log file."""
+
+    def __init__(self, every: int = 1_000_000):
+        super().__init__()
+        self.every = every
+        self.next = 0
+
+    def _on_rollout_start(self) -> None:
+        values = self.model.logger.name_to_value
+        if self.num_timesteps >= self.next and values:
+            self.next = self.num_timesteps + self.every
+            shown = {key.split("/")[1]: round(float(value), 4) for key, value in values.items() if key[0] in "rt"}
+            print(f"{self.num_timesteps:>12,}", shown, flush=True)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, references: bool) -> dict:
+    """Train or continue one seed, and score it. Returns a row of the result file."""
+    config = TrainingConfig.from_yaml(PRESETS / f"{name}.yaml")
+    config = TrainingConfig(**{**config.plain(), "seed": seed})
+    folder = Path("runs/reproduce") / f"{name}-seed{seed}"
+    if (folder / "config.yaml").exists():
+        resume(folder, callback=PrintProgress(), progress_bar=False)
+    else:
+        train(config, folder, callback=PrintProgress(), progress_bar=False)
+    row = {
+        "seed": seed,
+        "steps": load_run(folder).num_timesteps,
+        "training_seconds": json.loads((folder / "progress.json").read_text())["training_seconds"],
+        "splits": {},
+    }
+    for split in splits:
+        curve = evaluate_run(folder, split=split, num_tasks=num_tasks, references=references, progress_bar=False)
+        row["splits"][split] = score(curve)
+        print(curve.table(), flush=True)
+    return row
+
+
+def score(curve) -> dict:
+    """What is kept of a curve: totals and episodes with their intervals, and the players beside it."""
+    return {
+        "tasks": curve.num_tasks,
+        "task_hash": curve.task_hash,
+        "total": list(curve.total),
+        "total_iqm": list(curve.total_iqm),
+        "episodes": {name: values.tolist() for name, values in zip(("mean", "low", "high"), curve.mean, strict=True)},
+        "ceiling": None if curve.ceiling is None else float(curve.ceiling.mean()),
+        "references": {other.name: list(other.total) for other in curve.references},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the seeds and write the result file after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="a preset of metarl")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds")
+    parser.add_argument("--splits", nargs="+", default=["test"], help="splits to score")
+    parser.add_argument("--num-tasks", type=int, default=20_000, help="tasks per split")
+    parser.add_argument("--references", action="store_true", help="let classical players play the same tasks (first seed)")
+    options = parser.parse_args(arguments)
+    rows = {}
+    path = RESULTS / f"{options.name}.json"
+    if path.exists():
+        rows = {row["seed"]: row for row in json.loads(path.read_text())["seeds"]}
+    for seed in options.seeds:
+        references = options.references and seed == options.seeds[0]
+        rows[seed] = run_seed(options.name, seed, options.splits, options.num_tasks, references)
+        result = {
+            "preset": options.name,
+            "command": f"python experiments/reproduce.py {options.name} --seeds {' '.join(map(str, sorted(rows)))}",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "seeds": [rows[seed] for seed in sorted(rows)],
+        }
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
