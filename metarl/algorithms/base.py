@@ -11,9 +11,10 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from metarl.algorithms.vec_env import TrialVecEnv
+from metarl.allocator import keep_freed_memory
 from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from metarl.seeding import generator_state, restore_generator, spawn
 from metarl.trials import Player
@@ -90,10 +91,11 @@ class MetaAlgorithm(BaseAlgorithm):
     def get_env(self) -> VecEnv:
         """The family as a Stable-Baselines3 environment whose episodes are trials (see `TrialVecEnv`).
 
-        It is apart from the environments that training uses, so stepping it disturbs nothing.
+        It is wrapped in a `VecMonitor`, as Stable-Baselines3 wraps its own, and apart from the environments that
+        training uses, so stepping it disturbs nothing.
         """
         if self.env is None:
-            self.env = TrialVecEnv(self.family, self.n_envs, episodes_per_trial=self.episodes_per_trial)
+            self.env = VecMonitor(TrialVecEnv(self.family, self.n_envs, episodes_per_trial=self.episodes_per_trial))
         return self.env
 
     def set_env(self, env: EnvLike, force_reset: bool = True, env_kwargs: dict[str, Any] | None = None) -> None:
@@ -142,6 +144,7 @@ class MetaAlgorithm(BaseAlgorithm):
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        keep_freed_memory()
         self.get_env()
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar

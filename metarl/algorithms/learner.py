@@ -191,7 +191,7 @@ def _row(name: str, values: Any, rows: int) -> np.ndarray:
     shape = np.shape(values)
     if shape not in ((), (rows,), (rows, 1)):
         raise ValueError(f"{name} must have shape ({rows},), got {shape}")
-    return np.broadcast_to(np.asarray(values).reshape(-1), rows)
+    return np.resize(np.asarray(values), rows)
 
 
 def as_batch(observation: Any, space: gym.Space) -> tuple[Observations, bool]:
