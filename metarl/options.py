@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
@@ -13,7 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 T = TypeVar("T")
 
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|[│╭╮╰╯]")
-_RULE = re.compile(r"[─\s]+")
+_RULE = re.compile(r"[─-]*")
 _registry = ConstructorRegistry()
 
 
@@ -53,11 +54,13 @@ def _run(cls: type, args: Sequence[str], prog: str, default: Any, **options: Any
 
 def _one_line(box: str) -> str:
     """What tyro says in a box: the problem, and an option that may have been meant."""
-    lines = [_DECORATION.sub("", line).strip() for line in box.splitlines()][1:]
-    end = next((i for i, line in enumerate(lines) if _RULE.fullmatch(line)), len(lines))
-    problem = " ".join(lines[:end]).removesuffix(" (required)")
+    title, *lines = [_DECORATION.sub("", line).strip() for line in box.splitlines()]
+    parts = [
+        list(part) for is_rule, part in itertools.groupby(lines, lambda line: bool(_RULE.fullmatch(line))) if not is_rule
+    ]
+    problem = " ".join(parts[0]).removesuffix(" (required)") if parts else title
     if problem.startswith("Unrecognized"):
-        meant = [line.split()[0].rstrip(",") for line in lines[end:] if line.startswith("--")]
+        meant = [line.split()[0].rstrip(",") for part in parts[1:] for line in part if line.startswith("--")]
         return f"unknown options: {problem.partition(': ')[2]}" + (f"; did you mean {meant[0]}?" if meant else "")
     problem = re.sub(r"^Error parsing (--\S+: |\S+: )", lambda m: m[1] if m[1].startswith("--") else "", problem)
     return problem[:1].lower() + problem[1:]

@@ -83,7 +83,10 @@ def test_another_env_leaves_the_files_parameters_behind(tmp_path):
         ({"env_kwargs": {"num_arm": 2}}, "env_kwargs.num_arm is unknown (did you mean num_arms?): known are num_arms, "),
         ({"env_kwargs": {"num_arms": "two"}}, "env_kwargs.num_arms must be an integer, got 'two'"),
         ({"env_kwargs": {"num_arms": 1}}, "num_arms must be at least 2, got 1"),
-        ({"env_kwargs": {"prior": [1, 2, 3]}}, "env_kwargs.prior must be a list of 2 values: a number, a number, got [1, 2, 3]"),
+        (
+            {"env_kwargs": {"prior": [1, 2, 3]}},
+            "env_kwargs.prior must be a list of 2 values: a number, a number, got [1, 2, 3]",
+        ),
         ({"env_kwargs": {"prior": [1, "a"]}}, "env_kwargs.prior[1] must be a number, got 'a'"),
         ({"hyperparameters": {"gama": 1}}, "hyperparameters.gama is unknown (did you mean gamma?): known are num_envs, "),
         ({"hyperparameters": {"gamma": 2}}, "gamma must be in [0, 1], got 2"),
@@ -104,7 +107,7 @@ def test_what_is_wrong_in_a_file_is_told_in_one_line(tmp_path, changes, message)
 def test_env_is_required(tmp_path):
     path = tmp_path / "preset.yaml"
     path.write_text("seed: 1")
-    with pytest.raises(ValueError, match="preset.yaml: env must be given$"):
+    with pytest.raises(ValueError, match=r"preset\.yaml: env must be given$"):
         TrainingConfig.from_yaml(path)
 
 
@@ -128,12 +131,21 @@ def test_wrong_policy_arguments_are_told_before_a_folder_is_made(tmp_path):
 def test_a_run_folder_holds_everything(run):
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "tensorboard", "progress.json"}
     assert TrainingConfig.from_yaml(run / "config.yaml") == config()
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_000000000000.ckpt", "step_000000000096.ckpt"]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        "step_000000000000.ckpt",
+        "step_000000000096.ckpt",
+    ]
 
 
 def test_training_equals_learning_without_a_folder(run):
     model = RL2PPO(
-        "LstmPolicy", BANDIT["env"], env_kwargs=BANDIT["env_kwargs"], policy_kwargs={"core_size": 8}, seed=0, num_envs=8, minibatches=2
+        "LstmPolicy",
+        BANDIT["env"],
+        env_kwargs=BANDIT["env_kwargs"],
+        policy_kwargs={"core_size": 8},
+        seed=0,
+        num_envs=8,
+        minibatches=2,
     )
     model.learn(96)
     loaded = load_run(run)
