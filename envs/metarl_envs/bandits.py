@@ -122,6 +122,17 @@ class TwoArmedBandit(BernoulliBandit):
         if self.variant not in ("independent", "uniform", *self._PAIRS):
             raise ValueError(f"variant must be independent, uniform, easy, medium or hard, got {self.variant!r}")
 
+    @property
+    def structure(self) -> str:
+        """Independent arms are a Bernoulli bandit like any other; in the other variants each arm tells of both."""
+        return "bernoulli_bandit" if self.variant == "independent" else "dependent_bandit"
+
+    @property
+    def pair(self) -> tuple[float, float] | None:
+        """The two means of `easy`, `medium` and `hard`; None for the continuous variants."""
+        low = self._PAIRS.get(self.variant)
+        return None if low is None else (low, 1 - low)
+
     def draw(self, num_tasks: int, split: str, rng: np.random.Generator) -> Arrays:
         """Arms `means [N, 2]`."""
         if self.variant == "independent":
