@@ -169,6 +169,7 @@ VARIANTS = {
     "terminating": Clock(),
     "truncating": Clock(endings=("truncated",)),
     "limited": Clock(lengths=(99,), limit=3),
+    "side by side": Clock(endings=("terminated", "truncated")),
     "single episodes": Clock(episodes=1),
     "single steps": Clock(lengths=(1,), episodes=4),
     "varying": Clock(lengths=(1, 4, 2, 99, 3), endings=("terminated", "truncated", "truncated"), episodes=3, limit=6),

@@ -1,0 +1,100 @@
+"""RL² against Stable-Baselines3's PPO on families of one environment under different physics.
+
+    python experiments/context_vs_ppo.py cartpole-context
+    python experiments/context_vs_ppo.py pendulum-context
+
+Both train on the same family for the same number of steps; both then play the same held-out tasks, of `test` and of `ood`
+(parameters outside of the training ranges), and their adaptation curves are put side by side. PPO has no memory: its curve
+shows what one policy for all tasks gets. Its hyperparameters are those that the RL Zoo tuned for these environments.
+Result: `experiments/results/NAME.json` and a picture per split beside it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from reproduce import PRESETS, RESULTS, run_seed, score
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecMonitor
+
+from metarl.algorithms.baselines import StablePlayer
+from metarl.algorithms.vec_env import GymnasiumVecEnv
+from metarl.evaluation import evaluate
+from metarl.evaluation.compare import compare
+from metarl.training import TrainingConfig, load_run
+
+PPO_SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "cartpole-context": (
+        8,
+        {
+            "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0,
+            "learning_rate": "lin_0.001", "clip_range": "lin_0.2",
+        },
+    ),
+    "pendulum-context": (
+        4,
+        {"n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "ent_coef": 0.0, "learning_rate": 1e-3},
+    ),
+}  # fmt: skip
+"""Number of environments and hyperparameters (without gSDE, which is exploration of another kind)."""
+
+
+def train_ppo(name: str, config: TrainingConfig, seed: int) -> tuple[PPO, float]:
+    """PPO on the family's training tasks, a new task per episode. Returns the model and the seconds it took."""
+    num_envs, settings = PPO_SETTINGS[name]
+    settings = {key: _schedule(value) for key, value in settings.items()}
+    envs = VecMonitor(GymnasiumVecEnv(config.family.make_vec(num_envs, episodes_per_task=1)))
+    model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **settings)
+    start = time.monotonic()
+    model.learn(config.total_timesteps)
+    return model, time.monotonic() - start
+
+
+def _schedule(value: Any) -> Any:
+    """`lin_X`: linear from X to 0."""
+    if isinstance(value, str):
+        first = float(value.removeprefix("lin_"))
+        return lambda remaining: first * remaining
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train both, score both, write the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=sorted(PPO_SETTINGS), help="a preset of metarl")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds")
+    parser.add_argument("--num-tasks", type=int, default=20_000, help="tasks per split")
+    options = parser.parse_args(arguments)
+    config = TrainingConfig.from_yaml(PRESETS / f"{options.name}.yaml")
+    torch.set_num_threads(config.threads)
+    rows = []
+    for seed in options.seeds:
+        row = run_seed(options.name, seed, ("test", "ood"), options.num_tasks, references=False)
+        model, seconds = train_ppo(options.name, config, seed)
+        row["ppo"] = {"steps": model.num_timesteps, "training_seconds": seconds, "splits": {}}
+        adaptive = load_run(Path("runs/reproduce") / f"{options.name}-seed{seed}")
+        for split in ("test", "ood"):
+            settings = {"split": split, "num_tasks": options.num_tasks, "references": False}
+            players = adaptive.player(), StablePlayer(model, "PPO (no memory)")
+            curves = [evaluate(player, config.family, **settings) for player in players]
+            row["ppo"]["splits"][split] = score(curves[1])
+            comparison = compare(curves)
+            print(comparison.table(), flush=True)
+            comparison.plot(RESULTS / f"{options.name}-{split}-seed{seed}.png")
+            row.setdefault("difference", {})[split] = list(comparison.differences[1])
+        rows.append(row)
+        result = {
+            "preset": options.name,
+            "command": f"python experiments/context_vs_ppo.py {options.name} --seeds {' '.join(map(str, options.seeds))}",
+            "torch": torch.__version__,
+            "seeds": rows,
+        }
+        (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Write the README's tables from the files in `experiments/results/`; no figure there is typed by hand.
+
+    python experiments/tables.py            # rewrite README.md
+    python experiments/tables.py --check    # exit 1 if README.md is not what the results say
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row of the table of trained agents."""
+
+    preset: str
+    task: str
+    published: str
+    target: float
+    measure: str = "total"
+    """`total` return of a trial, `regret` against the best arm, or `episodes 3, 4` (the lower of the two)."""
+    split: str = "test"
+
+
+TARGETS = [
+    Target("bandit-5x10", "Bernoulli bandit, 5 arms, 10 pulls", "6.7 (RL²), 6.66 (Bayes)", 6.60),
+    Target("bandit-10x10", "Bernoulli bandit, 10 arms, 10 pulls", "6.7 (RL²), 6.71 (Bayes)", 6.64),
+    Target("bandit-5x100", "Bernoulli bandit, 5 arms, 100 pulls", "78.7 (RL²), 78.3 (Gittins)", 78.3),
+    Target("two-armed-uniform", "Two-armed dependent bandit, 100 pulls: regret", "1.21 (Bayes)", 1.3 * 1.21, "regret"),
+    Target("tabular-10", "Tabular MDP, 10 episodes", "156.2 (RL²), 159.1 (SNAIL)", 157.3),
+    Target("gridnavi", "GridNavi, 5 held-out goals: episodes 3 and 4", "", 10.0, "episodes 3, 4"),
+    Target("gridnavi-all", "GridNavi, all 21 goals as VariBAD: episodes 3 and 4", "11.07 (known goal)", 10.0, "episodes 3, 4", "all"),
+]
+
+
+def agents() -> str:
+    """RL² on held-out tasks beside what was published and what was aimed at."""
+    lines = [
+        "| task | published | target | RL² here, 95 % interval (one value per seed) | steps | training |",
+        "|---|---|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        result = _read(f"{target.preset}.json")
+        if result is None:
+            continue
+        values = [_measure(target, row["splits"][target.split]) for row in result["seeds"] if target.split in row["splits"]]
+        steps = max(row["steps"] for row in result["seeds"]) / 1e6
+        minutes = max(row["training_seconds"] for row in result["seeds"]) / 60
+        bound = f"{'≤' if target.measure == 'regret' else '≥'} {target.target:.4g}"
+        shown = "; ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in values)
+        lines.append(f"| {target.task} | {target.published} | {bound} | {shown} | {steps:.1f} M | {minutes:.1f} min |")
+    return "\n".join(lines)
+
+
+def _measure(target: Target, scores: dict) -> tuple[float, float, float]:
+    if target.measure == "regret":
+        value, low, high = scores["total"]
+        best = scores["ceiling"] * len(scores["episodes"]["mean"])
+        return best - value, best - high, best - low
+    if target.measure == "episodes 3, 4":
+        episode = min((2, 3), key=lambda e: scores["episodes"]["mean"][e])
+        return tuple(scores["episodes"][key][episode] for key in ("mean", "low", "high"))
+    return tuple(scores["total"])
+
+
+def references() -> str:
+    """Classical players beside their published scores."""
+    lines = ["| setting | player | published | here, 95 % interval | tasks |", "|---|---|---|---|---|"]
+    for setting in _read("references.json") or []:
+        optimum = setting.get("bayes_optimal")
+        if optimum and optimum.get("value"):
+            lines.append(f"| {setting['name']} | Bayes-optimal, exact value | | {optimum['value']:.3f} | |")
+        for row in setting["players"]:
+            published = "" if row["published"] is None else f"{row['published']:g}"
+            scores = f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            lines.append(f"| {setting['name']} | {row['player']} | {published} | {scores} | {setting['num_tasks']:,} |")
+    return "\n".join(lines)
+
+
+def context() -> str:
+    """RL² against PPO without a memory on families of one environment."""
+    lines = [
+        "| family | split | RL², first episode | RL², last episode | PPO, per episode | RL² - PPO, per trial | steps each |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("cartpole-context", "pendulum-context"):
+        for row in (_read(f"{name}.json") or {"seeds": []})["seeds"]:
+            for split, scores in row["splits"].items():
+                ours, theirs = scores["episodes"], row["ppo"]["splits"][split]["episodes"]
+                value, low, high = row["difference"][split]
+                difference = f"{-value:.1f} [{-high:.1f}, {-low:.1f}]"
+                average = sum(theirs["mean"]) / len(theirs["mean"])
+                lines.append(
+                    f"| {name} | {split} | {_episode(ours, 0)} | {_episode(ours, -1)} | {average:.1f} | {difference} "
+                    f"| {row['steps'] / 1e6:.1f} M |"
+                )
+    return "\n".join(lines)
+
+
+def _episode(episodes: dict, index: int) -> str:
+    mean, low, high = (episodes[key][index] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def speed() -> str:
+    """Steps per second beside sb3-contrib's RecurrentPPO."""
+    result = _read("speed_recurrent_ppo.json")
+    if result is None:
+        return ""
+    columns = list(result["columns"])
+    lines = [f"| environments | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for row in result["rows"]:
+        lines.append(f"| {row['num_envs']} | " + " | ".join(f"{row[column]:,.0f}" for column in columns) + " |")
+    best = {column: max(row[column] for row in result["rows"]) for column in columns}
+    lines.append("| best | " + " | ".join(f"{best[column]:,.0f}" for column in columns) + " |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"agents": agents, "references": references, "context": context, "speed": speed}
+
+
+def render(text: str) -> str:
+    """`text` with everything between `<!-- table:NAME -->` and `<!-- end -->` made anew."""
+
+    def table(match: re.Match) -> str:
+        return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def _read(name: str) -> dict | list | None:
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something would change")
+    options = parser.parse_args(arguments)
+    text = README.read_text()
+    rendered = render(text)
+    if options.check:
+        sys.exit(text != rendered and f"{README.name} is not up to date: run python experiments/tables.py")
+    README.write_text(rendered)
+
+
+if __name__ == "__main__":
+    main()
