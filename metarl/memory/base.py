@@ -8,6 +8,9 @@ from torch import Tensor, nn
 State = tuple[Tensor, ...]
 """A core's state: tensors with leading axis `B`, one row per trial."""
 
+SPAN = 100.0
+"""Steps that the slowest units of a gated core remember for, before training: a trial's length, in order of magnitude."""
+
 
 class MemoryCore(nn.Module):
     """A recurrent core, in the manner of haiku's `RNNCore`.

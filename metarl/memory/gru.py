@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.base import MemoryCore, State, scan_fused
+from metarl.memory.base import SPAN, MemoryCore, State, scan_fused
 from metarl.memory.lstm import SATURATE
 
 
@@ -11,11 +11,13 @@ class GRUCore(MemoryCore):
     """One GRU layer; state `(h,)`, `[B, output_size]`.
 
     `r, z = sigmoid(.)`, `n = tanh(W x + b + r (U h + d))`, `h' = (1 - z) n + z h`. Recurrent weights start orthogonal.
+    Update biases are `log u` with `u` uniform in [1, span - 1], so that the units' memories last from 1 to `span` steps
+    (chrono initialisation, Tallec & Ollivier 2018).
     """
 
     ROWS_AT_ONCE = 64
 
-    def __init__(self, input_size: int, output_size: int):
+    def __init__(self, input_size: int, output_size: int, span: float = SPAN):
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size
@@ -25,6 +27,7 @@ class GRUCore(MemoryCore):
                 nn.init.orthogonal_(block)
             self.gru.bias_ih_l0.zero_()
             self.gru.bias_hh_l0.zero_()
+            self.gru.bias_ih_l0.chunk(3)[1].uniform_(1.0, span - 1.0).log_()
         drive = torch.zeros(3, output_size, 2)
         drive[:2, :, 0] = -SATURATE  # reset: r = z = 0, so h = n = tanh(b), and the channel's weight -b makes that 0
         drive[1, :, 1] = SATURATE  # hold: z = 1

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.base import MemoryCore, State, scan_fused
+from metarl.memory.base import SPAN, MemoryCore, State, scan_fused
 
 SATURATE = 1e4
 """A gate's pre-activation at which the sigmoid is exactly 0 (negative) or 1 (positive) in float32."""
@@ -12,13 +12,14 @@ SATURATE = 1e4
 class LSTMCore(MemoryCore):
     """One LSTM layer; state `(h, c)`, each `[B, output_size]`.
 
-    `i, f, o = sigmoid(.)`, `g = tanh(.)`, `c' = f c + i g`, `h' = o tanh(c')`. Recurrent weights start orthogonal and
-    the forget gate's bias at 1 (Jozefowicz et al. 2015), so that memories last from the beginning.
+    `i, f, o = sigmoid(.)`, `g = tanh(.)`, `c' = f c + i g`, `h' = o tanh(c')`. Recurrent weights start orthogonal. Gates
+    start so that the units' memories last from 1 to `span` steps (chrono initialisation, Tallec & Ollivier 2018, eq.
+    16): forget biases `log u` with `u` uniform in [1, span - 1], input biases their negative.
     """
 
     ROWS_AT_ONCE = 32
 
-    def __init__(self, input_size: int, output_size: int):
+    def __init__(self, input_size: int, output_size: int, span: float = SPAN):
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size
@@ -28,7 +29,9 @@ class LSTMCore(MemoryCore):
                 nn.init.orthogonal_(block)
             self.lstm.bias_ih_l0.zero_()
             self.lstm.bias_hh_l0.zero_()
-            self.lstm.bias_ih_l0.chunk(4)[1].fill_(1.0)
+            input_bias, forget_bias, _, _ = self.lstm.bias_ih_l0.chunk(4)
+            forget_bias.uniform_(1.0, span - 1.0).log_()
+            input_bias.copy_(-forget_bias)
         drive = torch.zeros(4, output_size, 2)
         drive[:, :, 0] = torch.tensor([-SATURATE, -SATURATE, 0.0, -SATURATE])[:, None]  # reset: c = h = 0
         drive[:, :, 1] = torch.tensor([-SATURATE, SATURATE, 0.0, 0.0])[:, None]  # hold: c stays
