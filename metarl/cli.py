@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
-from metarl.options import parse_known_options, parse_options
+from metarl.options import literals, parse_known_options, parse_options
 from metarl.plain import check_known, first_sentence, shallow
 
 if TYPE_CHECKING:
@@ -100,9 +100,11 @@ def train(args: list[str]) -> None:
     from metarl.training import ALGORITHMS, TrainingConfig
 
     algorithm, *args = args or ["--help"]
-    names = ", ".join(ALGORITHMS)
     if algorithm in _HELP:
-        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {names}\n\nOptions: metarl train ALGORITHM --help")
+        print(
+            f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(ALGORITHMS)}\npresets:    {', '.join(_presets())}"
+        )
+        print("\nOptions: metarl train ALGORITHM --help")
         return
     check_known(f"algorithm {algorithm!r}", algorithm, ALGORITHMS)
     default = _default_config(algorithm, args)
@@ -124,14 +126,14 @@ def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
     """What holds where the command line says nothing; None when it asks for no more than help."""
     from metarl.training import TrainingConfig
 
-    start, _ = parse_known_options(_Start, args, prog=f"metarl train {algorithm}")
+    start, rest = parse_known_options(_Start, args, prog=f"metarl train {algorithm}")
     if start.preset is not None:
         config = TrainingConfig.from_yaml(_preset(start.preset), start.env)
         if config.algorithm != algorithm:
             raise ValueError(f"algorithm must be {config.algorithm} with --preset {start.preset}, got {algorithm}")
         return config
     if start.env is not None:
-        return TrainingConfig(algorithm=algorithm, env=start.env)
+        return TrainingConfig(algorithm=algorithm, env=start.env, env_kwargs=shallow(_family(start.env, rest)))
     if _HELP & {*args}:
         return None
     raise ValueError("--env must be given, an id that `metarl envs` lists or any other, or --preset")
@@ -152,8 +154,8 @@ def _train_options(family: "TaskFamily | None", config_class: type) -> type:
         env_kwargs: _family_parameters(family) = family
         hyperparameters: OmitArgPrefixes[config_class] = field(default_factory=config_class)
         preset: Annotated[str | None, arg(aliases=["--config"])] = None
-        """Name of a config that comes with the package (bandit-5x10, ...), or path of a YAML file, such as the
-        config.yaml of a run."""
+        """Name of a config that comes with the package (`metarl train --help` lists them), or path of a YAML file,
+        such as the config.yaml of a run."""
         out: Path | None = None
         """The run folder; by default a new one in runs/."""
         progress_bar: bool = True
@@ -165,18 +167,33 @@ def _train_options(family: "TaskFamily | None", config_class: type) -> type:
     return TrainOptions
 
 
+def _family(env: str, args: list[str]) -> "TaskFamily":
+    """The family to read options `--env.NAME` for. One that cannot be made without some is made with those in `args`."""
+    from metarl.training import checked_family
+
+    try:
+        return checked_family(env)
+    except ValueError:
+        if given := literals(args, "env"):
+            return checked_family(env, given)
+        raise
+
+
 def _family_parameters(family: "TaskFamily | None") -> Any:
     """The type of options `--env.NAME`."""
     return Suppress[None] if family is None else Annotated[type(family), arg(name="env")]
 
 
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
 def _preset(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
-    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in known and Path(name).suffix in (".yaml", ".yml"):
+    if Path(name).suffix in (".yaml", ".yml"):
         raise ValueError(f"--preset {name}: there is no such file")
-    check_known(f"preset {name!r}", name, known)
+    check_known(f"preset {name!r}", name, _presets())
     return PRESETS / f"{name}.yaml"
 
 
@@ -284,13 +301,13 @@ class _AdaptStart:
 def adapt(args: list[str]) -> None:
     """Let a run's agent adapt to one new task, of its family or of your own environment."""
     from metarl.run_folder import RunFolder
-    from metarl.training import checked_family, load_run, run_config
+    from metarl.training import load_run, run_config
     from metarl_envs import TaskEnv
 
-    start, _ = parse_known_options(_AdaptStart, args, prog="metarl adapt")
+    start, rest = parse_known_options(_AdaptStart, args, prog="metarl adapt")
     family = None
     if start.env is not None:
-        family = checked_family(start.env)
+        family = _family(start.env, rest)
     elif start.run:
         family = run_config(RunFolder.open(start.run[0])).family
 
@@ -326,7 +343,7 @@ def adapt(args: list[str]) -> None:
     env.task = task = family.sample(1, "test", seed)
     learner = model.adapt(env, seed=seed, deterministic=options.deterministic)
     name = options.env or getattr(family, "env", family.env_id)
-    print(f"{name}, seed {seed}, a new task: {_shown(task)}\n")
+    print(f"{name}, seed {seed}, task: {_shown(task)}\n")
     for episode in range(1, episodes + 1):
         try:
             result = learner.run_episode(env, seed=seed if episode == 1 else None)
@@ -339,6 +356,8 @@ def adapt(args: list[str]) -> None:
 
 def _shown(task: "TaskSet") -> str:
     """The parameters of one task; large ones by their shape."""
+    if "only_task" in task.params:
+        return "the family's only one"
     parts = {name: values[0] for name, values in task.params.items()}
     shown = {n: v.round(4).tolist() if v.size <= 20 else f"array of shape {v.shape}" for n, v in parts.items()}
     return ", ".join(f"{name} = {value}" for name, value in shown.items())

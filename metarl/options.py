@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
 
+import gymnasium as gym
 import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -39,6 +40,20 @@ def parse_known_options(cls: type[T], args: Sequence[str], *, prog: str) -> tupl
     return _run(cls, args, prog, None, add_help=False, return_unknown_args=True)
 
 
+def literals(args: Sequence[str], prefix: str) -> dict[str, Any]:
+    """Values of options `--PREFIX.NAME VALUE`, by name, as YAML says what they are."""
+    pairs = itertools.pairwise(arg for part in args for arg in part.split("=", 1))
+    start = f"--{prefix}."
+    return {n.removeprefix(start).replace("-", "_"): _literal(value) for n, value in pairs if n.startswith(start)}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML, {' '.join(str(getattr(error, 'problem', error)).split())}: {text!r}") from None
+
+
 def _run(cls: type, args: Sequence[str], prog: str, default: Any, **options: Any) -> Any:
     errors = io.StringIO()
     if default is not None:
@@ -46,6 +61,8 @@ def _run(cls: type, args: Sequence[str], prog: str, default: Any, **options: Any
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(cls, args=list(args), prog=prog, registry=_registry, **options)
+    except (TypeError, gym.error.Error) as error:  # of a dataclass that was given these values
+        raise ValueError(f"{error} (see {prog} --help)") from error
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
@@ -101,10 +118,7 @@ def _mappings(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         return None
 
     def parse(args: list[str]) -> dict[str, Any]:
-        try:
-            value = yaml.safe_load(args[0])
-        except yaml.YAMLError as error:
-            raise ValueError(f"not YAML, {' '.join(str(getattr(error, 'problem', error)).split())}: {args[0]!r}") from None
+        value = _literal(args[0])
         if not isinstance(value, dict):
             raise ValueError(f"expected a mapping such as '{{name: value}}', got {args[0]!r}")
         return value

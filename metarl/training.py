@@ -8,7 +8,7 @@ curve = evaluate_run("runs/bandit", split="test")
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -104,6 +104,10 @@ class TrainingConfig:
         for name in ("total_timesteps", "threads", "checkpoint_every", "keep"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be cpu, cuda or another of PyTorch's, got {self.device!r}") from error
         if not isinstance(self.hyperparameters, self._algorithm.config_class):
             hyperparameters = from_plain(self._algorithm.config_class, self.hyperparameters or {}, "hyperparameters.")
             object.__setattr__(self, "hyperparameters", hyperparameters)
@@ -150,7 +154,7 @@ class TrainingConfig:
                 seed=self.seed,
                 device=self.device,
             )
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             raise ValueError(f"policy_kwargs do not fit {self.policy}: {error}") from error
 
 
@@ -160,13 +164,23 @@ def checked_family(env: str, env_kwargs: Mapping[str, Any] | None = None) -> Tas
     Raises:
         ValueError: in one line, at an unknown environment (naming a near one) or parameter, or a wrong value.
     """
+    env_kwargs = dict(env_kwargs or {})
     try:
         family = make_family(env)
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"env must be a Gymnasium id (see `metarl envs`), got {env!r}: {error}") from error
-    if env_kwargs:
-        family = from_plain(type(family), {**shallow(family), **env_kwargs}, "env_kwargs.")
-    return family
+    except ValueError:  # families that cannot do without a parameter
+        if not env_kwargs:
+            raise
+        family = _fitting(env, lambda: make_family(env, **env_kwargs))
+    return _fitting(env, lambda: from_plain(type(family), {**shallow(family), **env_kwargs}, "env_kwargs."))
+
+
+def _fitting(env: str, make: Callable[[], TaskFamily]) -> TaskFamily:
+    try:
+        return make()
+    except (gym.error.Error, TypeError) as error:
+        raise ValueError(f"env_kwargs do not fit {env}: {error}") from error
 
 
 class Interrupted(SystemExit):

@@ -199,7 +199,7 @@ def test_adapt_shows_every_episode_on_a_task_of_the_family(metarl, run):
     returns = [float(x) for x in re.findall(r"^episode \d/4   return +([\d.]+)$", output, re.MULTILINE)]
     assert len(returns) == 4
     assert f"mean {np.mean(returns):.3f}" in output
-    assert "seed 3, a new task: means = [" in output
+    assert "seed 3, task: means = [" in output
     assert metarl("adapt", run, "--seed", "3", "--episodes", "4")[1] == output
     assert metarl("adapt", run, "--env.num-pulls", "5")[1].count("return") == 5
 
@@ -215,6 +215,19 @@ def test_adapt_takes_any_environment_with_the_same_spaces(metarl, run, tmp_path)
     assert code == 0
     assert "CartPole-v1" in output
     assert "gravity = 5." in output
+
+
+def test_an_environment_without_a_step_limit_takes_one_from_the_command_line(metarl, tmp_path, monkeypatch):
+    code = "import gymnasium as gym\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+    (tmp_path / "endless.py").write_text(f"{code}gym.register('Endless-v0', CartPoleEnv)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ["--env", "endless:Endless-v0", "--env.num-steps", "20"]
+    run = tmp_path / "run"
+    assert metarl("train", "rl2", *args, *TINY[2:], "--total-timesteps", "1", "--out", run, *QUIET)[0] == 0
+    assert "endless:Endless-v0, seed 1, task: the family's only one" in metarl("adapt", run, *args, "--seed", "1")[1]
+    code, _, errors = metarl("train", "rl2", *args[:2])
+    assert code == 2
+    assert "num_steps must be given for endless:Endless-v0" in errors
 
 
 def test_compare_writes_table_picture_and_report(metarl, run, tmp_path):
@@ -256,6 +269,9 @@ BANDIT = ["train", "rl2", "--env", "metarl/BernoulliBandit-v0"]
             ["train", "rl2", "--env", "CartPole-v1", "--env.ranges", "{mass: [1, 2]}"],
             "ranges names 'mass', no numeric attribute",
         ),
+        (["train", "rl2", "--env", "CartPole-v1", "--env.env-kwargs", "{mass: 1}"], "unexpected keyword argument 'mass'"),
+        (["train", "rl2", "--env", "metarl/Context-v0", "--env.env", "CartPol-v1"], "Did you mean: `CartPole`?"),
+        ([*BANDIT, "--device", "gpu"], "device must be cpu, cuda or another of PyTorch's, got 'gpu'"),
         (["evaluate"], "missing from metarl evaluate: RUN"),
         (["evaluate", "/"], "/ is not a run folder: it has no config.yaml"),
         (

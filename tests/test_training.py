@@ -88,6 +88,8 @@ def test_another_env_leaves_the_files_parameters_behind(tmp_path):
             "env_kwargs.prior must be a list of 2 values: a number, a number, got [1, 2, 3]",
         ),
         ({"env_kwargs": {"prior": [1, "a"]}}, "env_kwargs.prior[1] must be a number, got 'a'"),
+        ({"env": "CartPole-v1", "env_kwargs": {"env_kwargs": {"mass": 1}}}, "env_kwargs do not fit CartPole-v1: "),
+        ({"device": "gpu"}, "device must be cpu, cuda or another of PyTorch's, got 'gpu'"),
         ({"hyperparameters": {"gama": 1}}, "hyperparameters.gama is unknown (did you mean gamma?): known are num_envs, "),
         ({"hyperparameters": {"gamma": 2}}, "gamma must be in [0, 1], got 2"),
         ({"hyperparameters": {"target_kl": "x"}}, "hyperparameters.target_kl must be a number or null, got 'x'"),
