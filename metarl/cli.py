@@ -101,10 +101,8 @@ def train(args: list[str]) -> None:
 
     algorithm, *args = args or ["--help"]
     if algorithm in _HELP:
-        print(
-            f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(ALGORITHMS)}\npresets:    {', '.join(_presets())}"
-        )
-        print("\nOptions: metarl train ALGORITHM --help")
+        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(ALGORITHMS)}")
+        print(f"presets:    {', '.join(_presets())}\n\nOptions: metarl train ALGORITHM --help")
         return
     check_known(f"algorithm {algorithm!r}", algorithm, ALGORITHMS)
     default = _default_config(algorithm, args)
