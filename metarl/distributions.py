@@ -24,9 +24,10 @@ class CategoricalHead(nn.Module):
         return torch.log_softmax(self.linear(y).movedim(-1, 0), 0).movedim(0, -1)
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One action per row, by an exponential race: argmin of `E_i / p_i` with `E_i` exponential."""
-        race = torch.empty_like(params).exponential_(generator=generator)
-        return (params - race.log()).argmax(-1)
+        """One action per row, by inversion of the cumulative distribution."""
+        cumulative = params.exp().movedim(-1, 0).cumsum(0)  # over the leading axis, for speed as above
+        u = torch.rand(params.shape[:-1], generator=generator, device=params.device)
+        return (u * cumulative[-1] >= cumulative[:-1]).sum(0)
 
     def mode(self, params: Tensor) -> Tensor:
         """The likeliest action."""
