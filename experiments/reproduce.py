@@ -14,6 +14,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -33,11 +34,10 @@ class PrintProgress(BaseCallback):
         self.next = 0
 
     def _on_rollout_start(self) -> None:
-        values = self.model.logger.name_to_value
-        if self.num_timesteps >= self.next and values:
+        returns = [info["r"] for info in self.model.ep_info_buffer]
+        if self.num_timesteps >= self.next and returns:
             self.next = self.num_timesteps + self.every
-            shown = {key.split("/")[1]: round(float(value), 4) for key, value in values.items() if key[0] in "rt"}
-            print(f"{self.num_timesteps:>12,}", shown, flush=True)
+            print(f"{self.num_timesteps:>12,} steps, mean return of the last trials {np.mean(returns):.3f}", flush=True)
 
     def _on_step(self) -> bool:
         return True
