@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from metarl_envs import TaskFamily, TaskSet
 
 from metarl.trials import Player, Transition, check_finite
+from metarl_envs import TaskFamily, TaskSet
 
 
 def play_trials(
