@@ -2,7 +2,7 @@
 
     python experiments/speed/recurrent_ppo.py --seconds 10 --num-envs 16 64 256 512
 
-The task is the ten-armed Bernoulli bandit with 100 pulls. Both do the same work: per iteration one trial of 100 steps in each
+The task is the ten-armed Bernoulli bandit with 100 pulls. Both do the same work: per iteration a trial of 100 steps in each
 environment, then 4 epochs of 4 minibatches on one LSTM of 64 units that policy and value function share, linear heads, on
 one thread. RecurrentPPO is measured twice:
 
