@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import gymnasium as gym
 import numpy as np
 
-from metarl_envs.family import Arrays, TaskFamily, TaskSet, check_at_least
+from metarl_envs.family import Arrays, TaskFamily, TaskSet, check_at_least, two_numbers
 from metarl_envs.streams import Rows, Streams
 
 
@@ -79,10 +79,10 @@ class BernoulliBandit(Bandit):
     def __post_init__(self):
         super().__post_init__()
         for name in ("prior", "ood_prior"):
-            a, b = getattr(self, name)
-            object.__setattr__(self, name, (float(a), float(b)))  # lists come from YAML and JSON
-            if min(a, b) <= 0:
-                raise ValueError(f"{name} must hold two numbers above 0, got {[a, b]}")
+            pair = two_numbers(name, getattr(self, name))
+            object.__setattr__(self, name, pair)
+            if not min(pair) > 0:
+                raise ValueError(f"{name} must hold two numbers above 0, got {list(pair)}")
 
     def draw(self, num_tasks: int, split: str, rng: np.random.Generator) -> Arrays:
         """Arms `means [N, num_arms]`."""

@@ -75,7 +75,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class ContextFamily(TaskFamily):
-    """Tasks are one environment under different physics: each parameter in `ranges` is drawn uniformly and independently.
+    """One environment under different physics: each parameter in `ranges` is drawn uniformly and independently.
 
     A parameter is set before each reset and reaches the environment through `set_parameters`. Spaces stay those of the
     environment as registered. Without ranges there is one task, the plain environment.
@@ -113,6 +113,8 @@ class ContextFamily(TaskFamily):
             raise ValueError(f"num_steps must be given for {self.env}, which is registered without a limit, got None")
         check_at_least("num_steps", self.max_episode_steps, 1)
         for argument in ("ranges", "ood_ranges"):
+            if not isinstance(getattr(self, argument), Mapping):
+                raise ValueError(f"{argument} must map names to (lowest, highest), got {getattr(self, argument)!r}")
             pairs = {name: _checked(argument, name, pair) for name, pair in getattr(self, argument).items()}
             object.__setattr__(self, argument, pairs)
         if unknown := sorted(self.ood_ranges.keys() - self.ranges.keys()):
@@ -166,6 +168,11 @@ class ContextFamily(TaskFamily):
     @property
     def _dynamics(self) -> BatchedDynamics | None:
         return self._known if self.batched else None
+
+    @property
+    def label(self) -> str:
+        """The id, and the environment that it is made of."""
+        return f"{self.env_id} of {self.env}"
 
     @property
     def kwargs(self) -> dict[str, Any]:

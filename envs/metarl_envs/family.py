@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -165,6 +166,11 @@ class TaskFamily:
     # -- what every family shares --------------------------------------------------------------------------------
 
     @property
+    def label(self) -> str:
+        """What messages and pictures call this family."""
+        return self.env_id
+
+    @property
     def kwargs(self) -> dict[str, Any]:
         """The parameters as JSON-compatible values."""
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}))
@@ -186,7 +192,7 @@ class TaskFamily:
     def sample(self, num_tasks: int, split: str = "train", rng: np.random.Generator | int | None = None) -> TaskSet:
         """Draw `num_tasks` tasks of `split` with `rng` (a generator or a seed)."""
         if split not in self.splits:
-            raise ValueError(f"split must be one of {', '.join(self.splits)} for {self.env_id}, got {split!r}")
+            raise ValueError(f"split must be one of {', '.join(self.splits)} for {self.label}, got {split!r}")
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
         rng = np.random.default_rng(rng)
@@ -249,11 +255,20 @@ def build_family(family: "str | TaskFamily", **kwargs: Any) -> TaskFamily:
 
 def check_at_least(name: str, value: float, bound: float) -> None:
     """Raise unless `value >= bound`, naming the argument, its bound and the value."""
-    if not value >= bound:
-        raise ValueError(f"{name} must be at least {bound}, got {value}")
+    if not (isinstance(value, Real) and value >= bound):
+        raise ValueError(f"{name} must be at least {bound}, got {value!r}")
 
 
 def check_above(name: str, value: float, bound: float) -> None:
     """Raise unless `value > bound`, naming the argument, its bound and the value."""
-    if not value > bound:
-        raise ValueError(f"{name} must be above {bound}, got {value}")
+    if not (isinstance(value, Real) and value > bound):
+        raise ValueError(f"{name} must be above {bound}, got {value!r}")
+
+
+def two_numbers(name: str, pair: Any) -> tuple[float, float]:
+    """`pair` as two floats (lists come from YAML and JSON); raises naming the argument where it is something else."""
+    try:
+        first, second = (float(value) for value in pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers, got {pair!r}") from None
+    return first, second

@@ -15,12 +15,12 @@ _GOAL_REWARD, _STEP_REWARD = 1.0, -0.1
 
 @dataclass(frozen=True)
 class GridNavi(TaskFamily):
-    """Tasks hold the cell of the `goal [N, 2]` as integers x, y.
+    """Walk a grid in search of a goal cell that cannot be seen (Zintgraf et al. 2020, "VariBAD").
 
-    Every episode starts in cell (0, 0) and lasts `num_steps` steps, on the goal or not; the horizon is part of the
-    task. Actions are stay, up, right, down and left; moves into a wall do nothing. The reward is +1 in every step that
-    ends on the goal, else -0.1. The observation is x and y divided by `num_cells - 1`, so that it lies in [0, 1]
-    (VariBAD shows the bare coordinates).
+    Tasks hold the cell of the `goal [N, 2]` as integers x, y. Every episode starts in cell (0, 0) and lasts `num_steps`
+    steps, on the goal or not; the horizon is part of the task. Actions are stay, up, right, down and left; moves into a
+    wall do nothing. The reward is +1 in every step that ends on the goal, else -0.1. The observation is x and y divided
+    by `num_cells - 1`, so that it lies in [0, 1] (VariBAD shows the bare coordinates).
 
     The start and the cells that touch it are no goals, which leaves 21 goals at the default size. Split `all` is
     VariBAD's protocol: every goal, in training and in evaluation. `train` and `test` share the goals out: `test` has

@@ -18,11 +18,12 @@ from metarl_envs.streams import Rows, Streams
 
 @dataclass(frozen=True)
 class Navigation2D(TaskFamily):
-    """Tasks hold the position of the `goal [N, 2]`; every episode starts at the origin.
+    """A point on a plane walks towards a goal that only the rewards tell of.
 
-    The observation is the position. An action is a displacement, clipped to `max_step` in each coordinate. The reward
-    is computed after the move: minus the distance to the goal or, with a `goal_radius`, 1 minus the distance within
-    that radius and 0 outside it. The step limit is an outside cut, so it truncates.
+    Tasks hold the position of the `goal [N, 2]`; every episode starts at the origin. The observation is the position.
+    An action is a displacement, clipped to `max_step` in each coordinate. The reward is computed after the move: minus
+    the distance to the goal or, with a `goal_radius`, 1 minus the distance within that radius and 0 outside it. The step
+    limit is an outside cut, so it truncates.
 
     A trial is 3 episodes by default, as in the RL² and VariBAD runs of Zintgraf et al. (2020) on the point robot.
     """

@@ -10,7 +10,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 
-from metarl_envs.family import Arrays, TaskFamily, TaskSet, check_above, check_at_least
+from metarl_envs.family import Arrays, TaskFamily, TaskSet, check_above, check_at_least, two_numbers
 from metarl_envs.streams import Rows, Streams
 
 _CHUNK = 1024  # tasks per chunk of value iteration: a few MB of transitions at the default sizes
@@ -18,9 +18,10 @@ _CHUNK = 1024  # tasks per chunk of value iteration: a few MB of transitions at 
 
 @dataclass(frozen=True)
 class TabularMDP(TaskFamily):
-    """Tasks hold `transitions [N, S, A, S]` (the last axis sums to 1) and expected rewards `means [N, S, A]`.
+    """Random MDPs with few states, in which transitions and rewards must be found out (Duan et al. 2016).
 
-    Every episode starts in state 0 and lasts `num_steps` steps; the horizon is part of the task, so its end is a
+    Tasks hold `transitions [N, S, A, S]` (the last axis sums to 1) and expected rewards `means [N, S, A]`. Every
+    episode starts in state 0 and lasts `num_steps` steps; the horizon is part of the task, so its end is a
     termination. The observation is the state.
     """
 
@@ -57,9 +58,8 @@ class TabularMDP(TaskFamily):
         for name in ("concentration", "ood_concentration"):
             check_above(name, getattr(self, name), 0)
         for name in ("mean_prior", "ood_mean_prior"):
-            mean, std = getattr(self, name)
-            object.__setattr__(self, name, (float(mean), float(std)))  # lists come from YAML and JSON
-            check_above(f"{name}[1]", std, 0)
+            object.__setattr__(self, name, two_numbers(name, getattr(self, name)))
+            check_above(f"{name}[1]", getattr(self, name)[1], 0)
 
     @property
     def observation_space(self) -> gym.Space:

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from metarl_envs.family import Arrays, TaskFamily, TaskSet, build_family
+from metarl_envs.family import Arrays, TaskFamily, TaskSet, build_family, check_at_least
 from metarl_envs.streams import ALL, Rows, Streams
 
 
@@ -41,8 +41,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         render_mode: str | None = None,
         **family_kwargs: Any,
     ):
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        check_at_least("num_envs", num_envs, 1)
         if render_mode is not None:
             raise ValueError(f"render_mode must be None, got {render_mode!r}")
         self.family = build_family(family, **family_kwargs)
@@ -51,6 +50,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self.num_envs = num_envs
         self.split = split
         self.episodes_per_task = self.family.episodes_per_trial if episodes_per_task is None else episodes_per_task
+        check_at_least("episodes_per_task", self.episodes_per_task, 1)
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.NEXT_STEP:
             raise ValueError("autoreset_mode must be SAME_STEP or DISABLED, got NEXT_STEP: its extra step is no transition")
@@ -116,7 +116,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 
         Args:
             seed: slot `i` is seeded with `seed + i`, or with `seed[i]`, if it is reset. Without one, the streams go on.
-            options: `reset_mask`; `tasks`, a `TaskSet` (or its arrays) with one task per slot.
+            options: `reset_mask`, or `tasks`, a `TaskSet` (or its arrays) with one task per slot.
         """
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
@@ -125,6 +125,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         if seeding:
             self._seed(seed, rows)
         if (tasks := options.pop("tasks", None)) is not None:
+            if mask is not None:
+                raise ValueError("options must not hold both tasks and reset_mask: use set_tasks(tasks, rows) before reset")
             self.set_tasks(tasks)
         if self._own_tasks:
             if seeding and rows is ALL:
@@ -165,10 +167,16 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         return observations, rewards, terminated, truncated, infos
 
     def set_attr(self, name: str, values: Any) -> None:
-        """`set_attr("task", [...])` gives slot `i` the task `values[i]` (a dictionary of parameters or a task set)."""
+        """`set_attr("task", [...])` gives slot `i` the task `values[i]` (a dictionary of parameters or a task set).
+
+        One task that is not in a list goes to all slots.
+        """
         if name != "task":
             raise AttributeError(f"only the attribute 'task' can be set per slot, got {name!r}")
+        values = values if isinstance(values, list | tuple) else [values] * self.num_envs
         params = [v.params if isinstance(v, TaskSet) else {k: np.asarray(x)[None] for k, x in v.items()} for v in values]
+        if len({frozenset(p) for p in params}) != 1:
+            raise ValueError(f"tasks must all have the same parameters, got {[sorted(p) for p in params]}")
         self.set_tasks({key: np.concatenate([p[key] for p in params]) for key in params[0]})
 
     def get_attr(self, name: str) -> tuple[Any, ...]:

@@ -295,7 +295,9 @@ def test_unknown_splits_and_parameters_are_named(env_id):
     [
         ("BernoulliBandit", {"num_arms": 1}, "num_arms must be at least 2, got 1"),
         ("BernoulliBandit", {"num_pulls": 0}, "num_pulls must be at least 1, got 0"),
+        ("BernoulliBandit", {"num_arms": "5"}, "num_arms must be at least 2, got '5'"),
         ("BernoulliBandit", {"prior": (0, 1)}, "prior must hold two numbers above 0"),
+        ("BernoulliBandit", {"prior": (1, 1, 1)}, r"prior must be two numbers, got \(1, 1, 1\)"),
         ("GaussianBandit", {"noise_std": -1.0}, "noise_std must be at least 0, got -1.0"),
         ("TwoArmedBandit", {"num_arms": 3}, "num_arms must be 2, got 3"),
         ("TwoArmedBandit", {"variant": "odd"}, "variant must be .* got 'odd'"),
@@ -304,6 +306,7 @@ def test_unknown_splits_and_parameters_are_named(env_id):
         ("TabularMDP", {"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ("TabularMDP", {"concentration": 0.0}, "concentration must be above 0, got 0.0"),
         ("TabularMDP", {"mean_prior": (0.0, 0.0)}, r"mean_prior\[1\] must be above 0, got 0.0"),
+        ("TabularMDP", {"mean_prior": 1.0}, "mean_prior must be two numbers, got 1.0"),
         ("TabularMDP", {"reward_std": -0.5}, "reward_std must be at least 0, got -0.5"),
         ("Navigation2D", {"goal_region": "disc"}, "goal_region must be square or semicircle, got 'disc'"),
         ("Navigation2D", {"max_step": 0}, "max_step must be above 0, got 0"),
@@ -312,6 +315,7 @@ def test_unknown_splits_and_parameters_are_named(env_id):
         ("Navigation2D", {"goal_radius": 0.2}, "done_within must be None when goal_radius is set, got 0.01"),
         ("GridNavi", {"num_cells": 2}, "num_cells must be at least 3, got 2"),
         ("GridNavi", {"num_episodes": 0}, "num_episodes must be at least 1, got 0"),
+        ("Context", {"ranges": [1, 2]}, r"ranges must map names to \(lowest, highest\), got \[1, 2\]"),
     ],
 )
 def test_parameters_out_of_bounds_are_named(name, kwargs, message):

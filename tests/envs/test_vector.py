@@ -18,6 +18,7 @@ def envs():
     ("kwargs", "message"),
     [
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"episodes_per_task": 0}, "episodes_per_task must be at least 1, got 0"),
         ({"autoreset_mode": "NextStep"}, "autoreset_mode must be SAME_STEP or DISABLED"),
         ({"render_mode": "human"}, "render_mode must be None, got 'human'"),
     ],
@@ -78,8 +79,19 @@ def test_wrong_tasks_are_refused(envs):
         envs.set_tasks({"aim": np.zeros((3, 2))})
     with pytest.raises(ValueError, match=r"'goal' must have shape \(2,\) per task, got \(3,\)"):
         envs.set_tasks({"goal": np.zeros((3, 3))})
+    with pytest.raises(ValueError, match=r"same parameters, got \[\['goal'\], \['goal'\], \['aim'\]\]"):
+        envs.set_attr("task", [{"goal": [1, 2]}, {"goal": [1, 2]}, {"aim": [1, 2]}])
+    with pytest.raises(ValueError, match=r"same parameters, got \[\]"):
+        envs.set_attr("task", [])
     with pytest.raises(AttributeError, match="'goal'"):
         envs.set_attr("goal", [1, 2, 3])
+
+
+def test_tasks_are_not_given_to_slots_that_play_on(envs):
+    envs.reset(seed=0)
+    options = {"tasks": envs.family.sample(3), "reset_mask": np.array([True, False, False])}
+    with pytest.raises(ValueError, match="options must not hold both tasks and reset_mask"):
+        envs.reset(options=options)
 
 
 def test_tasks_can_be_given_in_every_way(envs):
@@ -94,6 +106,10 @@ def test_tasks_can_be_given_in_every_way(envs):
     np.testing.assert_array_equal(envs.tasks.params["goal"], goals[::-1])
     for _ in range(5 * envs.episodes_per_task):
         envs.reset()
+    np.testing.assert_array_equal(envs.tasks.params["goal"], goals[::-1])
+    envs.set_attr("task", {"goal": goals[0]})
+    np.testing.assert_array_equal(envs.tasks.params["goal"], goals[[0, 0, 0]])
+    envs.set_tasks({"goal": goals[::-1]})
     np.testing.assert_array_equal(envs.tasks.params["goal"], goals[::-1])
 
 
