@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_usage())
             return 0
         check_known(f"command {command!r}", command, COMMANDS)
+        sys.path.extend({os.getcwd()} - {*sys.path})  # modules here can be named in `--env module:Env-v0`
         with _one_line_warnings():
             COMMANDS[command](args)
         return 0
@@ -250,7 +251,7 @@ def evaluate(args: list[str]) -> None:
     options = parse_options(EvaluateOptions, args, prog=prog, default=default)
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluationConfig)}
     curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
-    print(f"\n{curve.env_id}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
+    print(f"\n{curve.label}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
     file = curve_file(run, options.split)
     print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
 
@@ -319,7 +320,7 @@ def adapt(args: list[str]) -> None:
         run: Annotated[Positional[Path], arg(metavar="RUN")]
         """The run folder."""
         env: str | None = None
-        """Gymnasium id of a family or of any environment with the same spaces; the run's own family by default."""
+        """Gymnasium id, or module:id, of a family or environment with the same spaces; the run's own family by default."""
         env_kwargs: _family_parameters(family) = family
         episodes: int | None = None
         """Episodes to play; the family's trial length by default."""
@@ -346,7 +347,7 @@ def adapt(args: list[str]) -> None:
         try:
             result = learner.run_episode(env, seed=seed if episode == 1 else None)
         except ValueError as error:
-            raise ValueError(f"{name}, episode {episode}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
         print(f"episode {episode:>{len(str(episodes))}}/{episodes}   return {result:10.3f}", flush=True)
     first, last, mean = learner.returns[0], learner.returns[-1], sum(learner.returns) / episodes
     print(f"\n{_sparkline(learner.returns)}   first {first:.3f}   last {last:.3f}   mean {mean:.3f}")

@@ -1,7 +1,6 @@
 """Action distributions as output layers of a policy: a linear map to parameters, and functions of the parameters."""
 
 import math
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -49,10 +48,6 @@ class CategoricalHead(nn.Module):
         """Actions as the environment takes them."""
         actions = actions.cpu().numpy()
         return actions + self.start if self.start else actions
-
-    def from_env(self, actions: Any) -> np.ndarray:
-        """The inverse of `to_env`."""
-        return np.asarray(actions, np.int64) - self.start
 
 
 class GaussianHead(nn.Module):
@@ -110,10 +105,6 @@ class GaussianHead(nn.Module):
         """Actions as the environment takes them."""
         actions = self._centre + self._half_range * actions.cpu().numpy()
         return np.clip(actions, self._low, self._high).astype(self._dtype)
-
-    def from_env(self, actions: Any) -> np.ndarray:
-        """The inverse of `to_env` up to clipping."""
-        return ((np.asarray(actions) - self._centre) / self._half_range).astype(np.float32)
 
 
 def make_head(input_size: int, space: gym.Space) -> CategoricalHead | GaussianHead:

@@ -1,6 +1,7 @@
 """Run folders: where one training keeps its config, checkpoints, logs and results, and how it keeps others out."""
 
 import fcntl
+import json
 import os
 import re
 from pathlib import Path
@@ -19,7 +20,8 @@ class RunFolder:
     """One training's folder. Make it with `create` or `open`; close it (or leave its `with` block) to let others in.
 
     Attributes: `path`, `config` (as read back from `config.yaml`), and the paths `config_file`, `checkpoints` (a folder),
-    `tensorboard` (a folder), `adaptation_csv`, `adaptation_png` and `report`. Only `config_file` is made here.
+    `tensorboard` (a folder), `progress_file`, `adaptation_csv`, `adaptation_png` and `report`. Only `config_file` is made
+    here.
     """
 
     def __init__(self, path: str | Path, lock: int | None = None):
@@ -27,6 +29,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.progress_file = self.path / "progress.json"
         self.adaptation_csv = self.path / "adaptation.csv"
         self.adaptation_png = self.path / "adaptation.png"
         self.report = self.path / "report.html"
@@ -78,6 +81,13 @@ class RunFolder:
             if lock is not None:
                 os.close(lock)
             raise
+
+    def progress(self) -> dict[str, Any]:
+        """What the training wrote at its last checkpoint; empty before that."""
+        try:
+            return json.loads(self.progress_file.read_text())
+        except (OSError, ValueError):
+            return {}
 
     def close(self) -> None:
         """Let other processes use the folder. Closing twice does nothing."""

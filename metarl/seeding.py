@@ -4,7 +4,6 @@ States hold only what a checkpoint holds. Each stream belongs to one purpose: dr
 """
 
 import hashlib
-import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,22 +40,3 @@ def restore_generator(generator: np.random.Generator | torch.Generator, state: A
         generator.set_state(state)
     else:
         generator.bit_generator.state = state
-
-
-def global_state() -> dict[str, Any]:
-    """The state of the generators that every library shares: Python's, NumPy's and torch's (CPU and each GPU)."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_global_state(state: dict[str, Any]) -> None:
-    """Put the shared generators into a state from `global_state`. GPUs that this machine lacks are left out."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(cuda_state, device)

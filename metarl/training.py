@@ -265,6 +265,9 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     run = RunFolder.open(folder)
     config = run_config(run)
     settings = dataclasses.replace(config.evaluation, **settings)
+    path = curve_file(folder, settings.split)
+    files = sorted(run.path.glob("adaptation*.npz"), reverse=True)
+    others = [AdaptationCurve.load(file) for file in files if file != path]  # first: a damaged one is told at once
     curve = evaluate(
         model.player(deterministic=settings.deterministic),
         model.family,
@@ -277,13 +280,9 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
         progress_bar=progress_bar,
     )
     curve = dataclasses.replace(curve, training_steps=model.num_timesteps)
-    path = curve_file(folder, settings.split)
     curve.save_npz(path)
     curve.save_csv(path.with_suffix(".csv"))
     curve.plot(path.with_suffix(".png"))
-    others = [
-        AdaptationCurve.load(other) for other in sorted(run.path.glob("adaptation*.npz"), reverse=True) if other != path
-    ]
     shown = {c.split: c for c in (curve, *others) if c.training_steps == curve.training_steps}
     facts = {"actions": "the likeliest" if settings.deterministic else "sampled", "training time": _training_time(run)}
     write_report(run.report, shown, title=f"{curve.name}: {run.path.name}", config=run.config, facts=facts)
@@ -293,14 +292,17 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
 def compare_runs(folders: Sequence[str | Path], *, split: str = "test", progress_bar: bool = True) -> Comparison:
     """Put runs side by side on the same tasks, under the names of their folders.
 
-    Runs that were not evaluated on `split` yet are evaluated first, as the first one of the others was.
+    Runs that were not evaluated on `split` yet, or have trained on since, are evaluated first, as the first one of the
+    others was.
 
     Raises:
         ValueError: when the runs were evaluated on different tasks, naming two of them.
     """
     files = [curve_file(folder, split) for folder in folders]
-    done = [AdaptationCurve.load(file) if file.exists() else None for file in files]
-    model = next((curve for curve in done if curve), None)
+    known = [AdaptationCurve.load(file) if file.exists() else None for file in files]
+    steps = [RunFolder.open(folder).progress().get("num_timesteps") for folder in folders]
+    done = [curve if curve and curve.training_steps == step else None for curve, step in zip(known, steps, strict=True)]
+    model = next((curve for curve in (*done, *known) if curve), None)
     settings = {} if model is None else {"num_tasks": model.num_tasks, "episodes": model.num_episodes, "seed": model.seed}
     curves = []
     for folder, curve in zip(folders, done, strict=True):
@@ -318,7 +320,7 @@ def curve_file(folder: str | Path, split: str) -> Path:
 
 
 def _restore(config: TrainingConfig, state: dict[str, Any]) -> MetaAlgorithm:
-    return config._algorithm.from_state(state, config.family, device=config.device)
+    return config._algorithm.from_state(state, config.family, config=config.hyperparameters, device=config.device)
 
 
 def _learn(
@@ -348,13 +350,13 @@ class _SaveCheckpoints(BaseCallback):
     def __init__(self, run: RunFolder, config: TrainingConfig):
         super().__init__()
         self.store = CheckpointStore(run.checkpoints, config.keep)
-        self.progress_file = run.path / "progress.json"
+        self.run = run
         self.every = config.checkpoint_every
         self.total = config.total_timesteps
         self.saved: int | None = None
 
     def _on_training_start(self) -> None:
-        self.seconds = _read_progress(self.progress_file).get("training_seconds", 0.0) if self.model.num_timesteps else 0.0
+        self.seconds = self.run.progress().get("training_seconds", 0.0) if self.model.num_timesteps else 0.0
         self.since = time.monotonic()
 
     def _on_rollout_start(self) -> None:
@@ -373,7 +375,7 @@ class _SaveCheckpoints(BaseCallback):
         self.store.save(self.saved, self.model.state())
         seconds = round(self.seconds + time.monotonic() - self.since, 3)
         progress = {"num_timesteps": self.saved, "total_timesteps": self.total, "training_seconds": seconds}
-        write_atomically(self.progress_file, json.dumps(progress).encode())
+        write_atomically(self.run.progress_file, json.dumps(progress).encode())
 
 
 def _tensorboard(folder: Path, step: int) -> Logger:
@@ -385,13 +387,6 @@ def _tensorboard(folder: Path, step: int) -> Logger:
     return Logger(str(folder), [output])
 
 
-def _read_progress(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _training_time(run: RunFolder) -> str:
-    seconds = _read_progress(run.path / "progress.json").get("training_seconds")
+    seconds = run.progress().get("training_seconds")
     return "unknown" if seconds is None else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

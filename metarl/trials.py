@@ -187,7 +187,7 @@ def check_finite(rewards: np.ndarray, envs: TaskVectorEnv, step: int, first_task
     if not np.isfinite(rewards).all():
         slot = int(np.flatnonzero(~np.isfinite(rewards))[0])
         task = {name: values[slot].tolist() for name, values in envs.tasks.params.items()}
-        where = f"{envs.family.env_id}, task {first_task + slot} {task}, step {step}"
+        where = f"{envs.family.label}, task {first_task + slot} {task}, step {step}"
         raise ValueError(f"reward must be finite, got {rewards[slot]} from {where}")
 
 

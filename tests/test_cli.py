@@ -105,6 +105,7 @@ def test_every_setting_has_a_sentence(cls):
 def test_envs_lists_every_family(metarl):
     code, output, _ = metarl("envs")
     assert code == 0
+    assert "Tasks hold" not in output  # what a family is about comes first
     assert re.search(r"^metarl/BernoulliBandit-v0 +10 episodes x 1 step +train, test, ood +known +\d$", output, re.MULTILINE)
 
 
@@ -230,6 +231,38 @@ def test_an_environment_without_a_step_limit_takes_one_from_the_command_line(met
     assert "num_steps must be given for endless:Endless-v0" in errors
 
 
+OWN_BANDIT = """
+import gymnasium as gym
+
+
+class OwnBandit(gym.Env):
+    observation_space = gym.spaces.Discrete(1)
+    action_space = gym.spaces.Discrete(5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action):
+        return 0, float(action == 2), True, False, {}
+
+
+gym.register("OwnBandit-v0", OwnBandit, max_episode_steps=1)
+"""
+
+
+def test_an_environment_in_a_module_of_the_working_directory(run, tmp_path):
+    (tmp_path / "own_bandit.py").write_text(OWN_BANDIT)
+    args = ["adapt", run, "--env", "own_bandit:OwnBandit-v0", "--episodes", "3"]
+    # -P: as for the installed command, the working directory is not among the places that modules are looked for
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "metarl", *args], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("own_bandit:OwnBandit-v0, seed ")
+    assert "episode 3/3   return" in done.stdout
+
+
 def test_compare_writes_table_picture_and_report(metarl, run, tmp_path):
     metarl("train", "rl2", "--config", run / "config.yaml", "--seed", "1", "--out", tmp_path / "other", *QUIET)
     code, output, _ = metarl("compare", run, tmp_path / "other", "--split", "train", "--out", tmp_path / "both", *QUIET)
@@ -317,7 +350,8 @@ def test_a_nan_reward_is_told_with_environment_task_and_step(metarl, tmp_path, m
     args = ["--env", "nan_rewards:NanRewards-v0", "--env.ranges", "{gravity: [5, 6]}", "--num-envs", "4"]
     code, _, errors = metarl("train", "rl2", *args, "--out", tmp_path / "run", *QUIET)
     assert code == 2
-    assert re.search(r"reward must be finite, got nan from .*, task 0 \{'gravity': 5\.\d+\}, step 0\n$", errors)
+    assert "reward must be finite, got nan from metarl/Context-v0 of nan_rewards:NanRewards-v0, task 0" in errors
+    assert re.search(r"task 0 \{'gravity': 5\.\d+\}, step 0\n$", errors)
 
 
 def test_an_altered_checkpoint_is_warned_of_in_one_line(metarl, run, tmp_path, recwarn):

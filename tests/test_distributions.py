@@ -82,7 +82,6 @@ def test_categorical_counts_from_the_spaces_start(start):
     outside = head.to_env(inside)
     np.testing.assert_array_equal(outside, [start, start + 1, start + 2])
     assert all(action in space for action in outside)
-    np.testing.assert_array_equal(head.from_env(outside), inside)
     torch.testing.assert_close(head.features(inside), torch.eye(3))
     assert head.features(inside).dtype == torch.float32
 
@@ -135,7 +134,6 @@ def test_a_bounded_box_is_scaled_and_clipped():
     np.testing.assert_array_equal(outside, np.float32([[0, 0.5, 20], [-2, 1, 25], [-2, 1, 30]]))
     assert outside.dtype == space.dtype
     assert all(action in space for action in outside)
-    np.testing.assert_allclose(head.from_env(outside), inside.clamp(-1, 1))
     torch.testing.assert_close(head.features(inside), inside.clamp(-1, 1))  # what was played, not what was meant
 
 
@@ -147,7 +145,6 @@ def test_unbounded_dimensions_stay_as_they_are():
     np.testing.assert_array_equal(outside, np.float32([[5, 4, 2, 1.5], [-5, 0, -1, 2]]))
     assert all(action in space for action in outside)
     torch.testing.assert_close(head.features(inside), torch.tensor([[5, 4, 0.5, 1.5], [-5, 0, -1, 2]]))
-    np.testing.assert_array_equal(head.from_env(outside), head.features(inside))
 
 
 def test_actions_are_never_outside_of_the_box():
@@ -166,7 +163,6 @@ def test_degenerate_and_enormous_dimensions_stay_finite():
     head = make_head(INPUT, space)
     outside = head.to_env(torch.tensor([[0.5, 0.25]]))
     np.testing.assert_array_equal(outside, np.float32([[2, 7.5e37]]))
-    np.testing.assert_allclose(head.from_env(outside), [[0, 0.25]])
     torch.testing.assert_close(head.features(torch.tensor([[9.0, 0.25]])), torch.tensor([[0.0, 0.25]]))
 
 

@@ -1,11 +1,9 @@
-import random
-
 import numpy as np
 import pytest
 import torch
 
 from metarl.checkpoint import load_checkpoint, save_checkpoint
-from metarl.seeding import generator_state, global_state, restore_generator, restore_global_state, spawn
+from metarl.seeding import generator_state, restore_generator, spawn
 
 
 def test_a_stream_depends_on_the_seed_and_its_name_only():
@@ -64,24 +62,3 @@ def test_a_generator_goes_on_where_its_state_was_taken(tmp_path, make):
 def test_a_state_of_another_kind_is_refused(generator, state):
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         restore_generator(generator, state)
-
-
-def draw_globally():
-    numpy_draws = np.random.standard_normal(3).tolist()  # noqa: NPY002
-    draws = [random.random(), random.gauss(0, 1), *numpy_draws, *torch.randn(3).tolist()]
-    if torch.cuda.is_available():
-        draws += torch.randn(3, device="cuda").tolist()
-    return draws
-
-
-def test_the_shared_generators_go_on_where_their_state_was_taken(tmp_path):
-    before = global_state()
-    try:
-        draw_globally()
-        path = save_checkpoint(tmp_path / "a.ckpt", global_state())
-        expected = draw_globally()
-        draw_globally()
-        restore_global_state(load_checkpoint(path))
-        assert draw_globally() == expected
-    finally:
-        restore_global_state(before)

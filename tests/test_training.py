@@ -196,6 +196,36 @@ def test_comparing_evaluates_what_is_missing_on_the_same_tasks(run, tmp_path):
     assert comparison.curves[0].num_tasks == 20
 
 
+def test_comparing_evaluates_anew_what_has_trained_on(run, tmp_path):
+    for total in (32, 64):
+        train_on = train if total == 32 else lambda _, folder, **options: resume(folder, **options)
+        train_on(config(total_timesteps=32), tmp_path / "other", progress_bar=False)
+        file = tmp_path / "other" / "config.yaml"
+        file.write_text(file.read_text().replace("total_timesteps: 32", "total_timesteps: 64"))
+        if total == 32:
+            evaluate_run(tmp_path / "other", progress_bar=False, num_tasks=20, references=False)
+    evaluate_run(run, progress_bar=False, num_tasks=20, references=False)
+    comparison = compare_runs([run, tmp_path / "other"], progress_bar=False)
+    assert [curve.training_steps for curve in comparison.curves] == [96, 72]
+
+
+def test_a_damaged_curve_of_another_split_is_told_before_evaluating(run, tmp_path):
+    for name in ("config.yaml", "checkpoints"):
+        (tmp_path / name).symlink_to(run / name)
+    (tmp_path / "adaptation_ood.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match=r"adaptation_ood\.npz is not an adaptation curve"):
+        evaluate_run(tmp_path, progress_bar=False)
+    assert not (tmp_path / "adaptation.npz").exists()
+
+
+def test_hyperparameters_in_the_folders_config_hold_when_training_goes_on(run, tmp_path):
+    train(config(total_timesteps=24), tmp_path / "run", progress_bar=False)
+    file = tmp_path / "run" / "config.yaml"
+    text = file.read_text().replace("total_timesteps: 24", "total_timesteps: 48")
+    file.write_text(text.replace("  gamma: 0.99\n", "  gamma: 0.5\n"))
+    assert resume(tmp_path / "run", progress_bar=False).config.gamma == 0.5
+
+
 def test_a_folder_without_a_checkpoint_is_told(run, tmp_path):
     (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     with pytest.raises(RunFolderError, match="holds no checkpoint yet"):

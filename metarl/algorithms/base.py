@@ -1,8 +1,10 @@
 """The seam to Stable-Baselines3: what every meta-learning algorithm shares, so that its callbacks and loggers work."""
 
+import copy
 import dataclasses
+import time
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from metarl.algorithms.vec_env import TrialVecEnv
 from metarl.allocator import keep_freed_memory
 from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from metarl.plain import convert
 from metarl.seeding import generator_state, restore_generator, spawn
 from metarl.trials import Player
 from metarl_envs import TaskFamily, TaskVectorEnv, make_family
@@ -180,8 +183,6 @@ class MetaAlgorithm(BaseAlgorithm):
         self.logger.dump(step=self.num_timesteps)
 
     def _seconds_since_start(self) -> float:
-        import time
-
         return (time.time_ns() - self.start_time) / 1e9
 
     # -- using what was learned ----------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class MetaAlgorithm(BaseAlgorithm):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over weights, optimizer, generators and counters from `state()`."""
         self.policy.load_state_dict(state["weights"])
-        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self.policy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # PyTorch keeps the tensors it is given
         self._go_to(state)
         self._total_timesteps = state["total_timesteps"]
         self._n_updates = state["n_updates"]
@@ -225,8 +226,12 @@ class MetaAlgorithm(BaseAlgorithm):
         return {"num_timesteps": self.num_timesteps, "generators": generators}
 
     def _go_to(self, position: dict[str, Any]) -> None:
-        for name, generator in {**self.rngs, "actions": self.generator}.items():
+        for name, generator in self.rngs.items():
             restore_generator(generator, position["generators"][name])
+        try:
+            restore_generator(self.generator, position["generators"]["actions"])
+        except RuntimeError:  # of another kind of device, whose random numbers cannot go on here
+            self.generator.manual_seed(self.seed + position["num_timesteps"])
         self.num_timesteps = position["num_timesteps"]
 
     def save(self, path: str | Path, exclude: Any = None, include: Any = None) -> None:
@@ -255,11 +260,11 @@ class MetaAlgorithm(BaseAlgorithm):
         Args:
             path: the file.
             env: needed only where the family was never registered; its spaces must be the saved ones.
-            device: where to put it.
+            device: where to put it. On another kind of device than the saved one, actions are drawn from a fresh stream.
             env_kwargs: the family's parameters, with an id.
             policy: needed only where the policy is a class of your own.
             policy_kwargs: needed only where the saved ones held classes or functions.
-            options: further constructor arguments or hyperparameters to change.
+            options: further constructor arguments, or hyperparameters to change, one by one or all as `config=`.
 
         Raises:
             CheckpointError: when the file is truncated, altered or of another kind.
@@ -267,7 +272,7 @@ class MetaAlgorithm(BaseAlgorithm):
         """
         path = Path(path)
         return cls.from_state(
-            load_checkpoint(path if path.exists() else _with_suffix(path)),
+            load_checkpoint(path if path.is_file() else _with_suffix(path)),
             env,
             device=device,
             env_kwargs=env_kwargs,
@@ -285,6 +290,7 @@ class MetaAlgorithm(BaseAlgorithm):
         env_kwargs: dict[str, Any] | None = None,
         policy: type[BasePolicy] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
+        config: Any = None,
         **options: Any,
     ) -> Self:
         """A model from `state()`; arguments as in `load`."""
@@ -292,6 +298,8 @@ class MetaAlgorithm(BaseAlgorithm):
             raise CheckpointError(f"checkpoint must be of {cls.__name__}, got {state.get('algorithm')!r}")
         if env is None:
             env, env_kwargs = state["env_id"], state["env_kwargs"]
+            if not env:
+                raise ValueError("env must be given: the saved family has no env_id by which it could be found")
         if policy_kwargs is None:
             policy_kwargs = state["policy_kwargs"]
             if policy_kwargs is None:
@@ -305,7 +313,7 @@ class MetaAlgorithm(BaseAlgorithm):
         for name in ("observation_space", "action_space"):
             if str(getattr(family, name)) != state[name]:
                 raise ValueError(f"env must have the checkpoint's {name} {state[name]}, got {getattr(family, name)}")
-        config = cls.config_class(**state["config"])
+        config = config or cls.config_class(**state["config"])
         if policy is None and state["policy"] not in cls.policy_aliases:
             raise ValueError(f"policy must be given: the saved one is the class {state['policy']}, which is not stored")
         model = cls(
@@ -343,7 +351,11 @@ def _configure(config_class: type, config: Any, hyperparameters: dict[str, Any])
     known = [f.name for f in dataclasses.fields(config_class)]
     if unknown := sorted(set(hyperparameters) - set(known)):
         raise TypeError(f"unknown hyperparameter {unknown[0]!r}: {config_class.__name__} has {', '.join(known)}")
-    return dataclasses.replace(config or config_class(), **hyperparameters)
+    if config is not None and not isinstance(config, config_class):
+        raise TypeError(f"config must be {config_class.__name__}, got {type(config).__name__}")
+    hints = get_type_hints(config_class)
+    checked = {name: convert(value, hints[name], name) for name, value in hyperparameters.items()}
+    return dataclasses.replace(config or config_class(), **checked)
 
 
 def _plain_kwargs(kwargs: dict[str, Any]) -> dict[str, Any] | None:

@@ -72,6 +72,7 @@ class Learner:
         self._player = MemoryPlayer(policy, deterministic=deterministic)
         self._player.start(1, seed)
         self._return = 0.0
+        self._step = 0
         self._waiting = False
 
     def predict(
@@ -108,14 +109,16 @@ class Learner:
         if not self._waiting:
             raise RuntimeError("observe was called without a predict before it")
         if not np.isfinite(reward):
-            raise ValueError(f"reward must be finite, got {reward}")
+            where = f"step {self._step} of episode {len(self.returns) + 1}"
+            raise ValueError(f"reward must be finite, got {reward} in {where}")
         flags = np.array([[terminated], [truncated]], bool)
         self._player.observe(Transition(None, None, np.array([reward]), *flags, None))
         self._waiting = False
         self._return += float(reward)
+        self._step += 1
         if terminated or truncated:
             self.returns.append(self._return)
-            self._return = 0.0
+            self._return, self._step = 0.0, 0
 
     def watch(self, env: gym.Env) -> gym.Env:
         """`env`, wrapped so that every step is observed by this learner."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -215,7 +216,7 @@ class RL2PPO(MetaAlgorithm):
         played = head.to_env(actions)
         return (played[0] if single else played), tuple(part.cpu().numpy() for part in (*core, actions))
 
-    def adapt(self, env: Any, episodes: int = 0, *, seed: int | None = None, deterministic: bool = False) -> Learner:
+    def adapt(self, env: gym.Env, episodes: int = 0, *, seed: int | None = None, deterministic: bool = False) -> Learner:
         """Play `episodes` episodes in ONE new task and return the learner, which goes on adapting as it acts.
 
         An environment of the family stays in that task from then on, instead of drawing a new one after every trial.
@@ -226,10 +227,12 @@ class RL2PPO(MetaAlgorithm):
             seed: seeds the environment and the actions.
             deterministic: take likeliest actions instead of sampling.
         """
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"env must be a single Gymnasium environment, such as gym.make(ID), got {type(env).__name__}")
         check_spaces(env, self.observation_space, self.action_space)
         if episodes < 0:
             raise ValueError(f"episodes must be at least 0, got {episodes}")
-        if isinstance(task_env := getattr(env, "unwrapped", env), TaskEnv):
+        if isinstance(task_env := env.unwrapped, TaskEnv):
             env.reset(seed=seed)
             task_env.task = task_env.task
         learner = Learner(self.policy, int(np.random.default_rng(seed).integers(2**31)), deterministic)

@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from metarl.evaluation.references import reference_players
 from metarl.evaluation.report import decimals, show_estimate, text_table
 from metarl.evaluation.statistics import Estimate, estimate, paired_difference
 from metarl.trials import Player
-from metarl_envs import TaskFamily, TaskSet
+from metarl_envs import TaskFamily, TaskSet, make_family
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +52,8 @@ class AdaptationCurve:
     """Undiscounted return of every episode, `[N, E]`."""
     seed: int = 0
     """Seed of the play (and of the tasks, unless they were given)."""
+    label: str = ""
+    """What tables and pictures call the task family; `env_id` by default."""
     training_steps: int | None = None
     """Environment steps the player was trained for, if it was."""
     ceiling: np.ndarray | None = None
@@ -58,6 +62,7 @@ class AdaptationCurve:
     """What other players scored on the same tasks, or on the first of them."""
 
     def __post_init__(self):
+        object.__setattr__(self, "label", self.label or self.env_id)
         if self.returns.ndim != 2 or 0 in self.returns.shape:
             raise ValueError(f"returns must have shape [tasks, episodes], both at least 1, got {self.returns.shape}")
         if self.ceiling is not None and self.ceiling.shape != (self.num_tasks,):
@@ -216,7 +221,7 @@ class AdaptationCurve:
     def load(cls, path: str | Path) -> "AdaptationCurve":
         """Read what `save_npz` wrote. Raises `ValueError` when the file is something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = dict(file)
             curves = [
                 cls(returns=arrays[f"returns_{i}"], ceiling=arrays.get(f"ceiling_{i}"), **fields)
@@ -225,13 +230,13 @@ class AdaptationCurve:
             return dataclasses.replace(curves[0], references=tuple(curves[1:]))
         except FileNotFoundError:
             raise
-        except (KeyError, IndexError, OSError, TypeError, ValueError, EOFError) as error:
+        except (KeyError, IndexError, OSError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is not an adaptation curve written by AdaptationCurve.save_npz: {error}") from error
 
 
 def evaluate(
     model_or_player: Any,
-    family: TaskFamily | None = None,
+    family: TaskFamily | str | None = None,
     *,
     split: str = "test",
     num_tasks: int | None = None,
@@ -250,7 +255,8 @@ def evaluate(
 
     Args:
         model_or_player: a trained model (with `player()`, `family` and `num_timesteps`), or any `Player`.
-        family: what to play; the model's own family by default. Its spaces must be those the model was trained on.
+        family: what to play, a family or an id; the model's own family by default. Its spaces must be those the model was
+            trained on.
         split: where tasks are drawn from.
         num_tasks: how many; by default 20,000, or as many as two million steps allow where trials are long.
         episodes: episodes per trial; the family's own trial length by default.
@@ -264,6 +270,7 @@ def evaluate(
     """
     model = model_or_player if hasattr(model_or_player, "player") else None
     player = model_or_player if model is None else model.player()
+    family = make_family(family) if isinstance(family, str) else family
     if family is None:
         if model is None:
             raise ValueError("family must be given with a player: only models know theirs")
@@ -304,6 +311,7 @@ def evaluate(
                     task_hash=played.hash,
                     returns=returns,
                     seed=seed,
+                    label=family.label,
                     training_steps=getattr(model, "num_timesteps", None) if who is player else None,
                     ceiling=family.ceiling(played),
                 )

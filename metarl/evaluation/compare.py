@@ -110,7 +110,7 @@ class Comparison:
             steps = "not trained" if curve.training_steps is None else f"trained for {curve.training_steps:,} steps"
             facts[name] = f"{steps}, evaluation seed {curve.seed}"
         sections += [html_facts(facts), "<h2>Versions</h2>", html_facts(versions())]
-        return save_page(path, html_page(title, f"on {first.env_id}", sections))
+        return save_page(path, html_page(title, f"on {first.label}", sections))
 
 
 def compare(curves: Sequence[AdaptationCurve], names: Sequence[str] | None = None) -> Comparison:
@@ -144,7 +144,7 @@ def compare(curves: Sequence[AdaptationCurve], names: Sequence[str] | None = Non
 
 
 def _tasks(curve: AdaptationCurve) -> str:
-    return f"{curve.num_tasks:,} {curve.split} tasks of {curve.env_id} (hash {curve.task_hash[:12]})"
+    return f"{curve.num_tasks:,} {curve.split} tasks of {curve.label} (hash {curve.task_hash[:12]})"
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

@@ -259,7 +259,7 @@ def _label(statistic: Statistic) -> str:
 
 
 def _subject(curve: "AdaptationCurve") -> str:
-    return f"{curve.env_id}, {curve.split} tasks (n = {curve.num_tasks:,})"
+    return f"{curve.label}, {curve.split} tasks (n = {curve.num_tasks:,})"
 
 
 def _write(figure: Figure, path: str | Path | None) -> None:

@@ -126,7 +126,7 @@ def write_report(
     if config is not None:
         sections += ["<h2>Configuration</h2>", f"<pre>{html.escape(readable(config))}</pre>"]
     sections += ["<h2>Versions</h2>", html_facts(versions())]
-    return save_page(path, html_page(title or first.name, f"on {first.env_id}", sections))
+    return save_page(path, html_page(title or first.name, f"on {first.label}", sections))
 
 
 def run_facts(curve: "AdaptationCurve") -> dict[str, Any]:

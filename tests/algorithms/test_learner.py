@@ -7,6 +7,7 @@ import torch
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from metarl.algorithms.learner import Learner, MemoryPlayer, as_batch
 from metarl.algorithms.rl2 import RL2PPO
@@ -64,7 +65,7 @@ def bandits():
         env_kwargs=dict(variant="easy", num_pulls=20),
         policy_kwargs=dict(core_size=16),
         **dict(num_envs=64, learning_rate=5e-3, final_learning_rate=2e-3, gamma=0.9, gae_lambda=0.9, seed=0),
-    ).learn(64 * 20 * 30)
+    ).learn(64 * 20 * 60)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_actions_and_outcomes_take_turns(bandits):
     learner.predict(0)
     with pytest.raises(RuntimeError, match=r"predict was called twice without observe\(reward, terminated, truncated\) in"):
         learner.predict(0)
-    with pytest.raises(ValueError, match="reward must be finite, got nan"):
+    with pytest.raises(ValueError, match="reward must be finite, got nan in step 0 of episode 1"):
         learner.observe(float("nan"), True)
     learner.observe(1.0, True)  # the learner is as before the refused call
     assert learner.returns == [1.0]
@@ -314,6 +315,9 @@ def test_environments_that_do_not_fit_are_refused(bandits):
         bandits.adapt(gym.make("metarl/BernoulliBandit-v0"))
     with pytest.raises(ValueError, match="episodes must be at least 0, got -1"):
         bandits.adapt(OwnBandit(), episodes=-1)
+    for wrong in ("metarl/TwoArmedBandit-v0", DummyVecEnv([OwnBandit])):
+        with pytest.raises(ValueError, match=r"env must be a single Gymnasium environment, .*, got (str|DummyVecEnv)"):
+            bandits.adapt(wrong)
 
 
 def test_a_family_of_one_task(tmp_path):

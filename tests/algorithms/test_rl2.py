@@ -359,6 +359,7 @@ def test_save_and_load(tmp_path):
         assert loaded.config == model.config
         assert loaded.family == model.family
         assert (loaded.policy_name, loaded.policy_kwargs) == ("GruPolicy", dict(core_size=5, heads=[4]))
+    (tmp_path / "deep" / "model").mkdir()  # a folder of that name is not the file
     loaded = RL2PPO.load(tmp_path / "deep" / "model", learning_rate=0.5, num_envs=16, verbose=0)
     assert (loaded.config.learning_rate, loaded.config.num_envs, loaded.config.gamma) == (0.5, 16, 0.9)
     with pytest.raises(ValueError, match="exclude and include must be None: a saved model is always complete"):
@@ -405,6 +406,21 @@ def test_classes_among_the_policys_arguments(tmp_path):
         RL2PPO.load(tmp_path / "model")
     loaded = RL2PPO.load(tmp_path / "model", policy_kwargs=model.policy_kwargs)
     assert torch.equal(weights(loaded), weights(model))
+
+
+def test_a_model_of_another_device_goes_on_with_fresh_actions():
+    model = make().learn(48)
+    state = model.state()
+    state["generators"]["actions"] = state["generators"]["actions"][:16]  # as large as that of a GPU
+    first, second = (RL2PPO.from_state(state) for _ in range(2))
+    assert torch.equal(weights(first), weights(model))
+    assert_same_model(first.learn(48, reset_num_timesteps=False), second.learn(48, reset_num_timesteps=False))
+
+
+def test_a_family_without_an_id_must_be_given():
+    state = make().state() | {"env_id": ""}
+    with pytest.raises(ValueError, match="env must be given: the saved family has no env_id"):
+        RL2PPO.from_state(state)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
@@ -471,6 +487,9 @@ def test_pickled_code_is_not_run(tmp_path):
         (dict(episodes_per_trial=0), ValueError, "episodes_per_trial must be at least 1, got 0"),
         (dict(gamma=1.5), ValueError, r"gamma must be in \[0, 1\], got 1.5"),
         (dict(gae_lambda=float("nan")), ValueError, r"gae_lambda must be in \[0, 1\], got nan"),
+        (dict(learning_rate=lambda left: left), ValueError, "learning_rate must be a number, got <function"),
+        (dict(num_envs=8.5), ValueError, "num_envs must be an integer, got 8.5"),
+        (dict(config={"gamma": 0.9}), TypeError, "config must be RL2Config, got dict"),
         (dict(learning_rate=0), ValueError, "learning_rate must be above 0, got 0"),
         (dict(target_kl=0.0), ValueError, r"target_kl must be above 0, got 0\.0"),
         (dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
@@ -510,9 +529,7 @@ def test_a_reward_that_is_not_a_number_stops_training():
     before = model.state()
     for env in model.envs._state["envs"]:
         env.unwrapped.broken_at = 2
-    with pytest.raises(
-        ValueError, match=r"reward must be finite, got nan from metarl/Context-v0, task 0 \{'drift': .*\}, step 1"
-    ):
+    with pytest.raises(ValueError, match=r"nan from metarl/Context-v0 of test/Drift-v0, task 0 \{'drift': .*\}, step 1"):
         model.learn(1, reset_num_timesteps=False)
     assert_same(model.state() | {"total_timesteps": before["total_timesteps"]}, before)
 

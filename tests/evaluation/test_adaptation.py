@@ -191,7 +191,8 @@ def test_loading_something_else_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("not a zip file")
     np.savez(tmp_path / "other.npz", a=np.ones(2))
     np.savez(tmp_path / "pickled.npz", header=np.array([{}], object))
-    for name in ("text", "other", "pickled"):
+    (tmp_path / "short.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
+    for name in ("text", "other", "pickled", "short"):
         with pytest.raises(ValueError, match=f"{name}.npz is not an adaptation curve"):
             AdaptationCurve.load(tmp_path / f"{name}.npz")
 
