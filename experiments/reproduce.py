@@ -9,8 +9,10 @@ the README's tables.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import metarl
-from metarl.training import TrainingConfig, evaluate_run, load_run, resume, train
+from metarl.run_folder import RunFolder
+from metarl.training import TrainingConfig, evaluate_run, load_run, resume, run_config, train
 
 RESULTS = Path(__file__).parent / "results"
 PRESETS = Path(metarl.__file__).parent / "presets"
@@ -49,6 +52,9 @@ def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, refere
     config = TrainingConfig(**{**config.plain(), "seed": seed})
     folder = Path("runs/reproduce") / f"{name}-seed{seed}"
     if (folder / "config.yaml").exists():
+        made_by = run_config(RunFolder.open(folder))
+        if made_by != dataclasses.replace(config, evaluation=made_by.evaluation):
+            sys.exit(f"{folder} was trained with other settings than preset {name} has now: move it away, or train it again")
         resume(folder, callback=PrintProgress(), progress_bar=False)
     else:
         train(config, folder, callback=PrintProgress(), progress_bar=False)

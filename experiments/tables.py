@@ -127,6 +127,8 @@ def speed() -> str:
         lines.append(f"| {row['num_envs']} | " + " | ".join(f"{row[column]:,.0f}" for column in columns) + " |")
     best = {column: max(row[column] for row in result["rows"]) for column in columns}
     lines.append("| best | " + " | ".join(f"{best[column]:,.0f}" for column in columns) + " |")
+    ratios = [f"{best[columns[0]] / best[column]:.1f} x" for column in columns[1:]]
+    lines.append(f"| {columns[0]}, best against best | | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 
