@@ -214,7 +214,10 @@ class MetaAlgorithm(BaseAlgorithm):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over weights, optimizer, generators and counters from `state()`."""
-        self.policy.load_state_dict(state["weights"])
+        try:
+            self.policy.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            raise CheckpointError(f"checkpoint must be of this policy, as this version of metarl makes it: {error}") from error
         self.policy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # PyTorch keeps the tensors it is given
         self._go_to(state)
         self._total_timesteps = state["total_timesteps"]

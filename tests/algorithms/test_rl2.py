@@ -439,6 +439,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         RL2PPO.load(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="checkpoint must be of RL2PPO, got 'Other'"):
         RL2PPO.from_state(make().state() | {"algorithm": "Other"})
+    with pytest.raises(CheckpointError, match="checkpoint must be of this policy, as this version of metarl makes it"):
+        RL2PPO.from_state(make().state() | {"weights": {}})
 
 
 class Bomb:
