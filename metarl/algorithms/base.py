@@ -217,7 +217,7 @@ class MetaAlgorithm(BaseAlgorithm):
         try:
             self.policy.load_state_dict(state["weights"])
         except RuntimeError as error:
-            raise CheckpointError(f"checkpoint must be of this policy, as this version of metarl makes it: {error}") from error
+            raise CheckpointError(f"checkpoint must be of this policy and version of metarl: {error}") from error
         self.policy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # PyTorch keeps the tensors it is given
         self._go_to(state)
         self._total_timesteps = state["total_timesteps"]

@@ -439,7 +439,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         RL2PPO.load(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="checkpoint must be of RL2PPO, got 'Other'"):
         RL2PPO.from_state(make().state() | {"algorithm": "Other"})
-    with pytest.raises(CheckpointError, match="checkpoint must be of this policy, as this version of metarl makes it"):
+    with pytest.raises(CheckpointError, match="checkpoint must be of this policy and version of metarl"):
         RL2PPO.from_state(make().state() | {"weights": {}})
 
 
