@@ -45,6 +45,8 @@ class TrialPolicy(BasePolicy):
         core: name in `metarl.memory.CORES`.
         core_size: units of the core.
         encoder: sizes of tanh layers before the core.
+        skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
+            core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
         heads: sizes of tanh layers between the core and each of the two outputs.
         features_extractor_class: as in Stable-Baselines3; flattens by default.
         features_extractor_kwargs: arguments of its constructor.
@@ -58,6 +60,7 @@ class TrialPolicy(BasePolicy):
         core: str = "lstm",
         core_size: int = 128,
         encoder: Sequence[int] = (),
+        skip: bool = True,
         heads: Sequence[int] = (),
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -76,7 +79,9 @@ class TrialPolicy(BasePolicy):
         self.policy_head = make_head(core_size if not heads else heads[-1], action_space)
         input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
         self.encoder = _mlp(input_size, encoder)
-        self.core = CORES[core](encoder[-1] if encoder else input_size, core_size)
+        encoded_size = encoder[-1] if encoder else input_size
+        self.core = CORES[core](encoded_size, core_size)
+        self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
         self.policy_trunk = _mlp(core_size, heads)
         self.value_trunk = _mlp(core_size, heads)
         self.value_head = nn.Linear(heads[-1] if heads else core_size, 1)
@@ -118,13 +123,20 @@ class TrialPolicy(BasePolicy):
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """One step: action parameters `[B, ...]`, values `[B]` and the core's next state."""
-        y, state = self.core.step(self.encoder(inputs), state)
+        x = self.encoder(inputs)
+        y, state = self.core.step(x, state)
+        y = self._read(x, y)
         return self._action_params(y), self._denormalised(self._values(y)), state
 
     def scan(self, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
-        y, _ = self.core.scan(self.encoder(inputs), state, reset)
+        x = self.encoder(inputs)
+        y, _ = self.core.scan(x, state, reset)
+        y = self._read(x, y)
         return self._action_params(y), self._values(y)
+
+    def _read(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.readout is None else self.readout(torch.cat([x, y], -1))
 
     def _action_params(self, y: Tensor) -> Tensor:
         return self.policy_head(self.policy_trunk(y))

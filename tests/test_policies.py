@@ -34,7 +34,7 @@ def make_policy(family, seed=0, **kwargs):
     policy.track_returns(200 + 90 * torch.randn(100), 0.7)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.4 * torch.randn_like(parameter))
     return policy
 
 
@@ -75,9 +75,10 @@ def test_scan_equals_acting(core, observing, actions):
     assert_equal_to_acting(policy, trials)
 
 
-def test_scan_equals_acting_with_layers_around_the_core():
+@pytest.mark.parametrize("skip", [False, True])
+def test_scan_equals_acting_with_layers_around_the_core(skip):
     family = clock()
-    policy = make_policy(family, encoder=(7, 5), heads=(6, 4))
+    policy = make_policy(family, encoder=(7, 5), heads=(6, 4), skip=skip)
     assert_equal_to_acting(policy, collect(family, policy))
 
 
@@ -108,10 +109,11 @@ def assert_equal_to_acting(policy, trials):
         torch.testing.assert_close(denormalised, values, atol=1e-5 * float(policy.value_std), rtol=1e-6)
 
 
-def test_the_policy_is_no_constant():
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_policy_is_no_constant(skip):
     # Else the tests above would show little: what is recomputed depends on everything that is read.
     family = clock(actions="box")
-    policy = make_policy(family)
+    policy = make_policy(family, skip=skip)
     trials = collect(family, policy)
     inputs = policy.inputs(trials.observations, *trials.previous())
     start = policy.core.initial_state(B)
