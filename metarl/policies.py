@@ -44,6 +44,7 @@ class TrialPolicy(BasePolicy):
         action_space: `Discrete` or `Box`.
         core: name in `metarl.memory.CORES`.
         core_size: units of the core.
+        core_kwargs: further arguments of the core's constructor.
         encoder: sizes of tanh layers before the core.
         skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
             core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
@@ -59,6 +60,7 @@ class TrialPolicy(BasePolicy):
         *,
         core: str = "lstm",
         core_size: int = 128,
+        core_kwargs: dict[str, Any] | None = None,
         encoder: Sequence[int] = (),
         skip: bool = True,
         heads: Sequence[int] = (),
@@ -80,7 +82,7 @@ class TrialPolicy(BasePolicy):
         input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
         self.encoder = _mlp(input_size, encoder)
         encoded_size = encoder[-1] if encoder else input_size
-        self.core = CORES[core](encoded_size, core_size)
+        self.core = CORES[core](encoded_size, core_size, **(core_kwargs or {}))
         self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
         self.policy_trunk = _mlp(core_size, heads)
         self.value_trunk = _mlp(core_size, heads)

@@ -82,6 +82,16 @@ def test_scan_equals_acting_with_layers_around_the_core(skip):
     assert_equal_to_acting(policy, collect(family, policy))
 
 
+def test_scan_in_half_precision_is_near_acting():
+    family = clock()
+    policy = make_policy(family, core_kwargs={"bfloat16": True})
+    trials = collect(family, policy)
+    inputs = policy.inputs(trials.observations, *trials.previous())
+    params, _ = policy.scan(inputs, policy.core.initial_state(B), trials.trial_start)
+    log_probs = policy.policy_head.log_prob(params, trials.actions)
+    assert 0 < (log_probs - trials.log_probs).abs().max() < 0.05
+
+
 def test_scan_equals_acting_with_a_features_extractor_of_ones_own():
     family = clock()
     policy = make_policy(family, features_extractor_class=Halving)

@@ -15,12 +15,21 @@ class LSTMCore(MemoryCore):
     `i, f, o = sigmoid(.)`, `g = tanh(.)`, `c' = f c + i g`, `h' = o tanh(c')`. Recurrent weights start orthogonal. Gates
     start so that the units' memories last from 1 to `span` steps (chrono initialisation, Tallec & Ollivier 2018, eq.
     16): forget biases `log u` with `u` uniform in [1, span - 1], input biases their negative.
+
+    Args:
+        input_size: features of `x`.
+        output_size: units.
+        span: steps that the slowest units remember for.
+        bfloat16: multiply in half precision within `scan` (the cell's state stays in float32), and so while learning;
+            `step`, and so acting, is in float32. Faster only on processors with units for it (AVX512-BF16, AMX).
     """
 
     ROWS_AT_ONCE = 32
+    ROWS_AT_ONCE_IN_BFLOAT16 = 128
 
-    def __init__(self, input_size: int, output_size: int, span: float = SPAN):
+    def __init__(self, input_size: int, output_size: int, span: float = SPAN, bfloat16: bool = False):
         super().__init__()
+        self.bfloat16 = bfloat16
         self.input_size = input_size
         self.output_size = output_size
         self.lstm = nn.LSTM(input_size, output_size)
@@ -50,7 +59,10 @@ class LSTMCore(MemoryCore):
 
     def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """All steps in one fused call per chunk of rows."""
-        return scan_fused(self._kernel, x, state, self.initial_state(x.shape[1]), reset, self.ROWS_AT_ONCE)
+        rows = self.ROWS_AT_ONCE_IN_BFLOAT16 if self.bfloat16 else self.ROWS_AT_ONCE
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            y, state = scan_fused(self._kernel, x, state, self.initial_state(x.shape[1]), reset, rows)
+        return y.to(x.dtype), tuple(part.to(x.dtype) for part in state)
 
     def _kernel(self, x: Tensor, state: State, with_tokens: bool) -> tuple[Tensor, State]:
         lstm = self.lstm
