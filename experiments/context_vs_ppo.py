@@ -4,8 +4,9 @@
     python experiments/context_vs_ppo.py pendulum-context
 
 Both train on the same family for the same number of steps; both then play the same held-out tasks, of `test` and of `ood`
-(parameters outside of the training ranges), and their adaptation curves are put side by side. PPO has no memory: its curve
-shows what one policy for all tasks gets. Its hyperparameters are those that the RL Zoo tuned for these environments.
+(parameters outside of the training ranges), and their adaptation curves are put side by side, once with sampled and once
+with the likeliest actions; the pictures show the latter, which suit both better. PPO has no memory: its curve shows what one
+policy for all tasks gets. Its hyperparameters are those that the RL Zoo tuned for these environments.
 Result: `experiments/results/NAME.json` and a picture per split beside it.
 """
 
@@ -13,11 +14,10 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce import PRESETS, RESULTS, run_seed, score
+from reproduce import PRESETS, RESULTS, score, train_seed
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
@@ -73,19 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     rows = []
     for seed in options.seeds:
-        row = run_seed(options.name, seed, ("test", "ood"), options.num_tasks, references=False)
-        model, seconds = train_ppo(options.name, config, seed)
-        row["ppo"] = {"steps": model.num_timesteps, "training_seconds": seconds, "splits": {}}
-        adaptive = load_run(Path("runs/reproduce") / f"{options.name}-seed{seed}")
+        folder, row = train_seed(options.name, seed)
+        adaptive = load_run(folder)
+        memoryless, seconds = train_ppo(options.name, config, seed)
+        row |= {"ppo": {"steps": memoryless.num_timesteps, "training_seconds": seconds, "splits": {}}, "difference": {}}
         for split in ("test", "ood"):
-            settings = {"split": split, "num_tasks": options.num_tasks, "references": False}
-            players = adaptive.player(), StablePlayer(model, "PPO (no memory)")
-            curves = [evaluate(player, config.family, **settings) for player in players]
-            row["ppo"]["splits"][split] = score(curves[1])
-            comparison = compare(curves)
-            print(comparison.table(), flush=True)
+            for deterministic in (False, True):
+                players = adaptive.player(deterministic), StablePlayer(memoryless, "PPO (no memory)", deterministic)
+                curves = [
+                    evaluate(player, config.family, split=split, num_tasks=options.num_tasks, references=False)
+                    for player in players
+                ]
+                comparison = compare(curves)
+                key = f"{split}, {'likeliest' if deterministic else 'sampled'} actions"
+                print(f"\n{key}\n{comparison.table()}", flush=True)
+                row["splits"][key], row["ppo"]["splits"][key] = map(score, curves)
+                row["difference"][key] = list(comparison.differences[1])
             comparison.plot(RESULTS / f"{options.name}-{split}-seed{seed}.png")
-            row.setdefault("difference", {})[split] = list(comparison.differences[1])
         rows.append(row)
         result = {
             "preset": options.name,

@@ -46,8 +46,8 @@ class PrintProgress(BaseCallback):
         return True
 
 
-def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, references: bool) -> dict:
-    """Train or continue one seed, and score it. Returns a row of the result file."""
+def train_seed(name: str, seed: int) -> tuple[Path, dict]:
+    """Train or continue one seed. Returns its folder and the start of its row in the result file."""
     config = TrainingConfig.from_yaml(PRESETS / f"{name}.yaml")
     config = TrainingConfig(**{**config.plain(), "seed": seed})
     folder = Path("runs/reproduce") / f"{name}-seed{seed}"
@@ -58,12 +58,17 @@ def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, refere
         resume(folder, callback=PrintProgress(), progress_bar=False)
     else:
         train(config, folder, callback=PrintProgress(), progress_bar=False)
-    row = {
+    return folder, {
         "seed": seed,
         "steps": load_run(folder).num_timesteps,
         "training_seconds": json.loads((folder / "progress.json").read_text())["training_seconds"],
         "splits": {},
     }
+
+
+def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, references: bool) -> dict:
+    """Train or continue one seed, and score it. Returns a row of the result file."""
+    folder, row = train_seed(name, seed)
     for split in splits:
         curve = evaluate_run(folder, split=split, num_tasks=num_tasks, references=references, progress_bar=False)
         row["splits"][split] = score(curve)

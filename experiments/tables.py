@@ -94,19 +94,19 @@ def references() -> str:
 def context() -> str:
     """RL² against PPO without a memory on families of one environment."""
     lines = [
-        "| family | split | RL², first episode | RL², last episode | PPO, per episode | RL² - PPO, per trial | steps each |",
-        "|---|---|---|---|---|---|---|",
+        "| family | split, actions | seed | RL², first episode | last | PPO, per episode | RL² - PPO, per trial | steps |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in ("cartpole-context", "pendulum-context"):
         for row in (_read(f"{name}.json") or {"seeds": []})["seeds"]:
-            for split, scores in row["splits"].items():
-                ours, theirs = scores["episodes"], row["ppo"]["splits"][split]["episodes"]
-                value, low, high = row["difference"][split]
+            for key, scores in row["splits"].items():
+                ours, theirs = scores["episodes"], row["ppo"]["splits"][key]["episodes"]
+                value, low, high = row["difference"][key]
                 difference = f"{-value:.1f} [{-high:.1f}, {-low:.1f}]"
                 average = sum(theirs["mean"]) / len(theirs["mean"])
                 lines.append(
-                    f"| {name} | {split} | {_episode(ours, 0)} | {_episode(ours, -1)} | {average:.1f} | {difference} "
-                    f"| {row['steps'] / 1e6:.1f} M |"
+                    f"| {name} | {key} | {row['seed']} | {_episode(ours, 0)} | {_episode(ours, -1)} | {average:.1f} "
+                    f"| {difference} | {row['steps'] / 1e6:.1f} M |"
                 )
     return "\n".join(lines)
 
@@ -121,14 +121,13 @@ def speed() -> str:
     result = _read("speed_recurrent_ppo.json")
     if result is None:
         return ""
-    columns = list(result["columns"])
+    columns = [name for name in result["rows"][0] if name not in ("num_envs", "shares")]
     lines = [f"| environments | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for row in result["rows"]:
         lines.append(f"| {row['num_envs']} | " + " | ".join(f"{row[column]:,.0f}" for column in columns) + " |")
-    best = {column: max(row[column] for row in result["rows"]) for column in columns}
-    lines.append("| best | " + " | ".join(f"{best[column]:,.0f}" for column in columns) + " |")
-    ratios = [f"{best[columns[0]] / best[column]:.1f} x" for column in columns[1:]]
-    lines.append(f"| {columns[0]}, best against best | | {' | '.join(ratios)} |")
+    for ours, against in result["ratios"].items():
+        cells = [f"{against[column]:.1f} x" if column in against else "" for column in columns]
+        lines.append(f"| {ours}, best against best | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -45,7 +45,7 @@ class TrialPolicy(BasePolicy):
         core: name in `metarl.memory.CORES`.
         core_size: units of the core.
         core_kwargs: further arguments of the core's constructor.
-        encoder: sizes of tanh layers before the core.
+        encoder: sizes of tanh layers before the core. What it must keep are often conjunctions: this reward in that state.
         skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
             core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
         heads: sizes of tanh layers between the core and each of the two outputs.
@@ -61,7 +61,7 @@ class TrialPolicy(BasePolicy):
         core: str = "lstm",
         core_size: int = 128,
         core_kwargs: dict[str, Any] | None = None,
-        encoder: Sequence[int] = (),
+        encoder: Sequence[int] = (128,),
         skip: bool = True,
         heads: Sequence[int] = (),
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,

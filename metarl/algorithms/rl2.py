@@ -36,20 +36,20 @@ class RL2Config:
     """Steps per environment and iteration; the longest possible trial by default, and never less."""
     train_split: str = "train"
     """Split of the family that training tasks come from."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Adam's step size at the start."""
-    final_learning_rate: float = 1e-4
-    """Adam's step size at the end; it moves geometrically between the two."""
+    final_learning_rate: float | None = None
+    """Adam's step size at the end, a tenth of the first by default; it moves geometrically between the two."""
     gamma: float = 0.99
     """Discount per step, across the episodes of a trial."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.9
     """Weight of longer advantage estimates."""
     clip_range: float = 0.2
     """PPO's bound on the change of an action's probability ratio."""
     epochs: int = 4
     """Passes over each iteration's trials."""
-    minibatches: int = 4
-    """Updates per pass; each takes whole rows of trials."""
+    minibatches: int | None = None
+    """Updates per pass, 16 by default or num_envs if that is less; each takes whole rows of trials."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus at the start."""
     final_entropy_coef: float = 0.0
@@ -68,21 +68,16 @@ class RL2Config:
     """Share of training after which trials have their full length."""
 
     def __post_init__(self):
-        for name in ("num_envs", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("episodes_per_trial", "num_steps", "curriculum_start"):
+        for name in ("num_envs", "epochs", "minibatches", "episodes_per_trial", "num_steps", "curriculum_start"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("gamma", "gae_lambda", "return_rate", "curriculum_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("learning_rate", "final_learning_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+        for name in ("learning_rate", "final_learning_rate", "clip_range", "max_grad_norm", "target_kl"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise ValueError(f"target_kl must be above 0, got {self.target_kl}")
-        if self.minibatches > self.num_envs:
+        if self.minibatches is not None and self.minibatches > self.num_envs:
             raise ValueError(f"minibatches must be at most num_envs ({self.num_envs}), got {self.minibatches}")
 
 
@@ -250,7 +245,8 @@ def curriculum_episodes(config: RL2Config, full: int, progress: float) -> int:
 
 def learning_rate(config: RL2Config, progress: float) -> float:
     """Geometric between the first and the final rate."""
-    return math.exp((1 - progress) * math.log(config.learning_rate) + progress * math.log(config.final_learning_rate))
+    final = config.learning_rate / 10 if config.final_learning_rate is None else config.final_learning_rate
+    return math.exp((1 - progress) * math.log(config.learning_rate) + progress * math.log(final))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -319,8 +315,9 @@ def loss_terms(
 
 def minibatches(num_rows: int, config: RL2Config, rng: np.random.Generator) -> Iterator[Tensor]:
     """Row indices: every row once per epoch, in random order."""
+    count = config.minibatches or min(16, config.num_envs)
     for _ in range(config.epochs):
-        yield from torch.as_tensor(rng.permutation(num_rows)).tensor_split(config.minibatches)
+        yield from torch.as_tensor(rng.permutation(num_rows)).tensor_split(count)
 
 
 def _take(parts: tuple, rows: Tensor) -> list:

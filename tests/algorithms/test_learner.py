@@ -63,9 +63,8 @@ def bandits():
         "GruPolicy",
         "metarl/TwoArmedBandit-v0",
         env_kwargs=dict(variant="easy", num_pulls=20),
-        policy_kwargs=dict(core_size=16),
-        **dict(num_envs=64, learning_rate=5e-3, final_learning_rate=2e-3, gamma=0.9, gae_lambda=0.9, seed=0),
-    ).learn(64 * 20 * 60)
+        **dict(num_envs=64, minibatches=8, learning_rate=2e-3, gamma=0.9, gae_lambda=0.9, seed=0),
+    ).learn(64 * 20 * 40)
 
 
 @pytest.fixture(scope="module")

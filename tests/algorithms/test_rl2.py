@@ -542,6 +542,7 @@ def test_a_reward_that_is_not_a_number_stops_training():
 def test_learning_rate_is_geometric():
     config = RL2Config(learning_rate=1e-2, final_learning_rate=1e-4)
     assert [learning_rate(config, p) for p in (0, 0.5, 1)] == pytest.approx([1e-2, 1e-3, 1e-4])
+    assert learning_rate(RL2Config(learning_rate=0.5), 1) == pytest.approx(0.05)  # a tenth, whatever the first is
 
 
 def test_the_curriculum_grows_to_whole_trials():
@@ -564,6 +565,9 @@ def test_the_curriculum_grows_to_whole_trials():
 
 
 def test_every_row_is_used_once_per_epoch():
+    for num_envs, expected in ((3, 3), (16, 16), (100, 16)):  # as many as there are rows, 16 at most
+        config = RL2Config(num_envs=num_envs, epochs=1)
+        assert len([*minibatches(num_envs, config, np.random.default_rng(0))]) == expected
     config = RL2Config(num_envs=10, epochs=3, minibatches=4)
     batches = [rows.tolist() for rows in minibatches(10, config, np.random.default_rng(0))]
     assert [len(rows) for rows in batches] == 3 * [3, 3, 2, 2]
@@ -601,7 +605,8 @@ def shaken(policy, env):
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.policy.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (parameter.ndim > 1))  # no biases
+            scale = 2 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0  # no biases
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -743,8 +748,8 @@ def test_an_environment_of_single_episodes_is_refused():
 def trained():
     """Knows what to do with two arms of which one pays .9 and the other .1."""
     kwargs = dict(variant="easy", num_pulls=20)
-    options = dict(num_envs=64, learning_rate=5e-3, final_learning_rate=2e-3, gamma=0.9, gae_lambda=0.9, seed=0)
-    model = RL2PPO("GruPolicy", "metarl/TwoArmedBandit-v0", env_kwargs=kwargs, policy_kwargs=dict(core_size=16), **options)
+    options = dict(num_envs=64, minibatches=8, learning_rate=2e-3, gamma=0.9, gae_lambda=0.9, seed=0)
+    model = RL2PPO("GruPolicy", "metarl/TwoArmedBandit-v0", env_kwargs=kwargs, **options)
     return model.learn(64 * 20 * 30)
 
 
