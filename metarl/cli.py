@@ -236,7 +236,7 @@ def evaluate(args: list[str]) -> None:
         """Measure on new tasks how a run adapts, beside classical players. The run's config holds the defaults.
 
         Writes adaptation.csv, adaptation.png, adaptation.npz and report.html into the run folder; for splits other than
-        test the files are named adaptation_SPLIT.
+        test the files are named adaptation_SPLIT, with likeliest actions adaptation_deterministic.
         """
 
         run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -252,7 +252,7 @@ def evaluate(args: list[str]) -> None:
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluationConfig)}
     curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
     print(f"\n{curve.label}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
-    file = curve_file(run, options.split)
+    file = curve_file(run, options.split, options.deterministic)
     print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
 
 
@@ -267,6 +267,8 @@ class CompareOptions:
     """The run folders, at least two."""
     split: str = "test"
     """Split of the family that tasks are drawn from."""
+    deterministic: bool = False
+    """Take likeliest actions instead of sampling."""
     out: Path = Path("runs/comparison")
     """Folder for comparison.csv, comparison.png and comparison.html."""
     progress_bar: bool = True
@@ -280,7 +282,8 @@ def compare(args: list[str]) -> None:
         raise ValueError(f"runs must be at least 2 run folders, got {len(options.runs)}")
     from metarl.training import compare_runs
 
-    comparison = compare_runs(options.runs, split=options.split, progress_bar=options.progress_bar)
+    settings = {"split": options.split, "deterministic": options.deterministic, "progress_bar": options.progress_bar}
+    comparison = compare_runs(options.runs, **settings)
     files = [options.out / f"comparison.{suffix}" for suffix in ("png", "html", "csv")]
     for save, file in zip((comparison.plot, comparison.save_html, comparison.save_csv), files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)

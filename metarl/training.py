@@ -254,7 +254,8 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     """Evaluate a run, and leave what was found in its folder.
 
     Writes `adaptation.csv`, `adaptation.png` and `adaptation.npz` (for `compare`), named `adaptation_ood.csv` and so on
-    for splits other than `test`, and `report.html` on all splits that were evaluated at this point of training.
+    for splits other than `test` and `adaptation_deterministic.csv` for likeliest actions, and `report.html` on all splits
+    that were so evaluated at this point of training.
 
     Args:
         folder: the run.
@@ -265,9 +266,9 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     run = RunFolder.open(folder)
     config = run_config(run)
     settings = dataclasses.replace(config.evaluation, **settings)
-    path = curve_file(folder, settings.split)
-    files = sorted(run.path.glob("adaptation*.npz"), reverse=True)
-    others = [AdaptationCurve.load(file) for file in files if file != path]  # first: a damaged one is told at once
+    path = curve_file(folder, settings.split, settings.deterministic)
+    files = [curve_file(folder, split, settings.deterministic) for split in reversed(model.family.splits)]
+    others = [AdaptationCurve.load(file) for file in files if file != path and file.exists()]  # damaged ones tell at once
     curve = evaluate(
         model.player(deterministic=settings.deterministic),
         model.family,
@@ -289,31 +290,39 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     return curve
 
 
-def compare_runs(folders: Sequence[str | Path], *, split: str = "test", progress_bar: bool = True) -> Comparison:
+def compare_runs(
+    folders: Sequence[str | Path], *, split: str = "test", deterministic: bool = False, progress_bar: bool = True
+) -> Comparison:
     """Put runs side by side on the same tasks, under the names of their folders.
 
-    Runs that were not evaluated on `split` yet, or have trained on since, are evaluated first, as the first one of the
+    Runs that were not so evaluated on `split` yet, or have trained on since, are evaluated first, as the first one of the
     others was.
+
+    Args:
+        folders: the runs; the first is what the others are compared with.
+        split: where tasks come from.
+        deterministic: take likeliest actions instead of sampling.
+        progress_bar: show one while evaluating.
 
     Raises:
         ValueError: when the runs were evaluated on different tasks, naming two of them.
     """
-    files = [curve_file(folder, split) for folder in folders]
+    files = [curve_file(folder, split, deterministic) for folder in folders]
     known = [AdaptationCurve.load(file) if file.exists() else None for file in files]
     steps = [RunFolder.open(folder).progress().get("num_timesteps") for folder in folders]
     done = [curve if curve and curve.training_steps == step else None for curve, step in zip(known, steps, strict=True)]
     model = next((curve for curve in (*done, *known) if curve), None)
     settings = {} if model is None else {"num_tasks": model.num_tasks, "episodes": model.num_episodes, "seed": model.seed}
-    curves = []
-    for folder, curve in zip(folders, done, strict=True):
-        curves.append(curve or evaluate_run(folder, split=split, progress_bar=progress_bar, **settings))
+    settings |= {"split": split, "deterministic": deterministic, "progress_bar": progress_bar}
+    curves = [curve or evaluate_run(folder, **settings) for folder, curve in zip(folders, done, strict=True)]
     names = [Path(folder).resolve().name for folder in folders]
     return compare(curves, names if len({*names}) == len(names) else [str(folder) for folder in folders])
 
 
-def curve_file(folder: str | Path, split: str) -> Path:
-    """Where `evaluate_run` keeps the curve of a split."""
-    return Path(folder) / f"adaptation{'' if split == 'test' else f'_{split}'}.npz"
+def curve_file(folder: str | Path, split: str, deterministic: bool = False) -> Path:
+    """Where `evaluate_run` keeps the curve of a split, played with sampled or with likeliest actions."""
+    parts = ["adaptation", *[split] * (split != "test"), *["deterministic"] * deterministic]
+    return Path(folder) / f"{'_'.join(parts)}.npz"
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

@@ -180,7 +180,9 @@ def test_evaluating_leaves_its_results_in_the_folder(run):
     ood = evaluate_run(run, progress_bar=False, split="ood", num_tasks=10, references=False, deterministic=True)
     assert (ood.num_tasks, ood.split) == (10, "ood")
     names = {path.name for path in run.glob("adaptation*")}
-    assert names == {f"adaptation{split}.{kind}" for split in ("", "_ood") for kind in ("csv", "npz", "png")}
+    assert names == {f"adaptation{which}.{kind}" for which in ("", "_ood_deterministic") for kind in ("csv", "npz", "png")}
+    assert "Scores on test tasks" not in (run / "report.html").read_text()  # those were with sampled actions
+    evaluate_run(run, progress_bar=False, split="ood", num_tasks=10, references=False)
     page = (run / "report.html").read_text()
     assert "Scores on test tasks" in page
     assert "Scores on ood tasks" in page
@@ -194,6 +196,10 @@ def test_comparing_evaluates_what_is_missing_on_the_same_tasks(run, tmp_path):
     assert comparison.names == ("other", "bandit")
     assert comparison.curves[0].task_hash == comparison.curves[1].task_hash
     assert comparison.curves[0].num_tasks == 20
+    sampled = (run / "adaptation.npz").read_bytes()
+    likeliest = compare_runs([tmp_path / "other", run], deterministic=True, progress_bar=False)
+    assert likeliest.curves[1].num_tasks == 30  # evaluated for this; the other kind of curve is no model for it
+    assert (run / "adaptation.npz").read_bytes() == sampled
 
 
 def test_comparing_evaluates_anew_what_has_trained_on(run, tmp_path):

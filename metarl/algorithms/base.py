@@ -267,7 +267,8 @@ class MetaAlgorithm(BaseAlgorithm):
             env_kwargs: the family's parameters, with an id.
             policy: needed only where the policy is a class of your own.
             policy_kwargs: needed only where the saved ones held classes or functions.
-            options: further constructor arguments, or hyperparameters to change, one by one or all as `config=`.
+            options: further constructor arguments, or hyperparameters to change, one by one or all as `config=`. With a
+                `seed`, what is random goes on from there and not as it would have.
 
         Raises:
             CheckpointError: when the file is truncated, altered or of another kind.
@@ -319,10 +320,10 @@ class MetaAlgorithm(BaseAlgorithm):
         config = config or cls.config_class(**state["config"])
         if policy is None and state["policy"] not in cls.policy_aliases:
             raise ValueError(f"policy must be given: the saved one is the class {state['policy']}, which is not stored")
-        model = cls(
-            policy or state["policy"], family, policy_kwargs=policy_kwargs, config=config, seed=state["seed"], **options
-        )
-        model.set_state(state)
+        policy = policy or state["policy"]
+        model = cls(policy, family, policy_kwargs=policy_kwargs, config=config, **{"seed": state["seed"], **options})
+        fresh = model._position()["generators"]
+        model.set_state(state if "seed" not in options else {**state, "generators": fresh})
         return model
 
 

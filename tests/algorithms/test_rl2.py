@@ -362,6 +362,11 @@ def test_save_and_load(tmp_path):
     (tmp_path / "deep" / "model").mkdir()  # a folder of that name is not the file
     loaded = RL2PPO.load(tmp_path / "deep" / "model", learning_rate=0.5, num_envs=16, verbose=0)
     assert (loaded.config.learning_rate, loaded.config.num_envs, loaded.config.gamma) == (0.5, 16, 0.9)
+    reseeded = [RL2PPO.load(path, seed=seed) for seed in (7, 7, 8)]
+    drawn = [(tuple(m.rngs["tasks"].random(3)), tuple(torch.rand(3, generator=m.generator).tolist())) for m in reseeded]
+    assert drawn[0] == drawn[1]
+    assert not {*drawn[0]} & {*drawn[2]}
+    assert all(torch.equal(a, b) for a, b in zip(reseeded[2].policy.parameters(), model.policy.parameters(), strict=True))
     with pytest.raises(ValueError, match="exclude and include must be None: a saved model is always complete"):
         model.save(tmp_path / "model", exclude=["policy"])
 
