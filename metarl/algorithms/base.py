@@ -337,6 +337,13 @@ def family_of(env: EnvLike, env_kwargs: dict[str, Any] | None = None) -> TaskFam
         return env
     family = getattr(getattr(env, "unwrapped", None), "family", None)
     if isinstance(family, TaskFamily):
+        while env is not env.unwrapped:  # training makes its own environments of the family
+            if not isinstance(env, gym.wrappers.OrderEnforcing | gym.wrappers.PassiveEnvChecker):
+                raise ValueError(
+                    f"env must be without wrappers, which training would leave out, got {type(env).__name__}: "
+                    "register the wrapped environment, and metarl_envs.ContextFamily makes a family of it"
+                )
+            env = env.env
         return family
     raise ValueError(
         f"env must be a Gymnasium id, a TaskFamily or an environment of one, got {type(env).__name__}; "

@@ -515,6 +515,9 @@ def test_bad_environments():
         RL2PPO("LstmPolicy", "metarl/BernoulliBandit-v0", env_kwargs=dict(arms=3))
     with pytest.raises(ValueError, match="env must be a Gymnasium id, a TaskFamily or an environment of one, got TimeLimit"):
         RL2PPO("LstmPolicy", gym.make("CartPole-v1"))
+    halved = gym.wrappers.TransformReward(gym.make("metarl/GridNavi-v0"), lambda reward: reward / 2)
+    with pytest.raises(ValueError, match="env must be without wrappers, which training would leave out, got TransformReward"):
+        RL2PPO("LstmPolicy", halved)
     with pytest.raises(ValueError, match="env must be a Gymnasium id, a TaskFamily or an environment of one, got NoneType"):
         RL2PPO("LstmPolicy", None)
     with pytest.raises(ValueError, match="env_kwargs go with an environment's id"):
