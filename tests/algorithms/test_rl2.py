@@ -303,9 +303,7 @@ def test_bad_environments():
     with pytest.raises(ValueError, match="env must be a Gymnasium id, a TaskFamily or an environment of one, got TimeLimit"):
         RL2PPO("LstmPolicy", gym.make("CartPole-v1"))
     halved = gym.wrappers.TransformReward(gym.make("metarl/GridNavi-v0"), lambda reward: reward / 2)
-    with pytest.raises(
-        ValueError, match="env must be without wrappers, .* got TransformReward"
-    ):
+    with pytest.raises(ValueError, match=r"env must be without wrappers, .* got TransformReward"):
         RL2PPO("LstmPolicy", halved)
     with pytest.raises(ValueError, match="env must be a Gymnasium id, a TaskFamily or an environment of one, got NoneType"):
         RL2PPO("LstmPolicy", None)
