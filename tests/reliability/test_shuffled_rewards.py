@@ -44,8 +44,8 @@ def players():
             policy,
             "metarl/TwoArmedBandit-v0",
             env_kwargs=dict(variant="easy", num_pulls=PULLS),
-            policy_kwargs=dict(core="gru", core_size=16),
-            **dict(num_envs=ROWS, learning_rate=5e-3, final_learning_rate=2e-3, gamma=0.9, gae_lambda=0.9, seed=0),
+            policy_kwargs=dict(core="gru"),
+            **dict(num_envs=ROWS, minibatches=8, gamma=0.9, gae_lambda=0.9, seed=0),
         )
         return model.learn(ROWS * PULLS * 30)
 
