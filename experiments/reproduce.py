@@ -46,10 +46,15 @@ class PrintProgress(BaseCallback):
         return True
 
 
+def preset_config(name: str, seed: int) -> TrainingConfig:
+    """What a seed of a preset is trained with."""
+    config = TrainingConfig.from_yaml(PRESETS / f"{name}.yaml")
+    return TrainingConfig(**{**config.plain(), "seed": seed})
+
+
 def train_seed(name: str, seed: int) -> tuple[Path, dict]:
     """Train or continue one seed. Returns its folder and the start of its row in the result file."""
-    config = TrainingConfig.from_yaml(PRESETS / f"{name}.yaml")
-    config = TrainingConfig(**{**config.plain(), "seed": seed})
+    config = preset_config(name, seed)
     folder = Path("runs/reproduce") / f"{name}-seed{seed}"
     if (folder / "config.yaml").exists():
         made_by = run_config(RunFolder.open(folder))
@@ -60,10 +65,37 @@ def train_seed(name: str, seed: int) -> tuple[Path, dict]:
         train(config, folder, callback=PrintProgress(), progress_bar=False)
     return folder, {
         "seed": seed,
+        "trained_with": _trained_with(config),
         "steps": load_run(folder).num_timesteps,
         "training_seconds": json.loads((folder / "progress.json").read_text())["training_seconds"],
         "splits": {},
     }
+
+
+def _trained_with(config: TrainingConfig) -> dict:
+    """The config as JSON gives it back, without how the run is evaluated."""
+    plain = config.plain()
+    del plain["evaluation"]
+    return json.loads(json.dumps(plain))
+
+
+def read_rows(path: Path, name: str) -> dict[int, dict]:
+    """Rows of a result file by seed: those that were trained as the preset is now."""
+    rows = json.loads(path.read_text())["seeds"] if path.exists() else []
+    return {row["seed"]: row for row in rows if row.get("trained_with") == _trained_with(preset_config(name, row["seed"]))}
+
+
+def write_rows(path: Path, name: str, script: str, rows: dict[int, dict]) -> None:
+    """Write a result file, with the command that makes it anew."""
+    result = {
+        "preset": name,
+        "command": f"python experiments/{script} {name} --seeds {' '.join(map(str, sorted(rows)))}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "seeds": [rows[seed] for seed in sorted(rows)],
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, references: bool) -> dict:
@@ -98,22 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-tasks", type=int, default=20_000, help="tasks per split")
     parser.add_argument("--references", action="store_true", help="let classical players play the same tasks (first seed)")
     options = parser.parse_args(arguments)
-    rows = {}
     path = RESULTS / f"{options.name}.json"
-    if path.exists():
-        rows = {row["seed"]: row for row in json.loads(path.read_text())["seeds"]}
+    rows = read_rows(path, options.name)
     for seed in options.seeds:
         references = options.references and seed == options.seeds[0]
         rows[seed] = run_seed(options.name, seed, options.splits, options.num_tasks, references)
-        result = {
-            "preset": options.name,
-            "command": f"python experiments/reproduce.py {options.name} --seeds {' '.join(map(str, sorted(rows)))}",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "seeds": [rows[seed] for seed in sorted(rows)],
-        }
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_rows(path, options.name, "reproduce.py", rows)
 
 
 if __name__ == "__main__":

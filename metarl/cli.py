@@ -267,8 +267,8 @@ class CompareOptions:
     """The run folders, at least two."""
     split: str = "test"
     """Split of the family that tasks are drawn from."""
-    deterministic: bool = False
-    """Take likeliest actions instead of sampling."""
+    deterministic: bool | None = None
+    """Take likeliest actions instead of sampling; by default what the first run's config says."""
     out: Path = Path("runs/comparison")
     """Folder for comparison.csv, comparison.png and comparison.html."""
     progress_bar: bool = True

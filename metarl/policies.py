@@ -1,6 +1,6 @@
 """Policies that adapt by acting: encoder, memory core and heads, reading what just happened beside what is seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -45,10 +45,11 @@ class TrialPolicy(BasePolicy):
         core: name in `metarl.memory.CORES`.
         core_size: units of the core.
         core_kwargs: further arguments of the core's constructor.
-        encoder: sizes of tanh layers before the core. What it must keep are often conjunctions: this reward in that state.
+        encoder: sizes of tanh layers before the core, one of `core_size` units by default. What a memory must keep is often
+            a conjunction: this reward in that state.
         skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
             core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
-        heads: sizes of tanh layers between the core and each of the two outputs.
+        heads: sizes of tanh layers before each of the two outputs.
         features_extractor_class: as in Stable-Baselines3; flattens by default.
         features_extractor_kwargs: arguments of its constructor.
     """
@@ -60,8 +61,8 @@ class TrialPolicy(BasePolicy):
         *,
         core: str = "lstm",
         core_size: int = 128,
-        core_kwargs: dict[str, Any] | None = None,
-        encoder: Sequence[int] = (128,),
+        core_kwargs: Mapping[str, Any] | None = None,
+        encoder: Sequence[int] | None = None,
         skip: bool = True,
         heads: Sequence[int] = (),
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -69,6 +70,14 @@ class TrialPolicy(BasePolicy):
     ):
         if core not in CORES:
             raise ValueError(f"core must be one of {', '.join(CORES)}, got {core!r}")
+        encoder = (core_size,) if encoder is None else encoder
+        for name, sizes in (("encoder", encoder), ("heads", heads)):
+            if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+                raise ValueError(f"{name} must be a list of sizes, got {sizes!r}")
+        if not isinstance(skip, bool):
+            raise ValueError(f"skip must be true or false, got {skip!r}")
+        if core_kwargs is not None and not isinstance(core_kwargs, Mapping):
+            raise ValueError(f"core_kwargs must be a mapping, got {core_kwargs!r}")
         leaves = observation_space.values() if isinstance(observation_space, gym.spaces.Dict) else [observation_space]
         if any(not isinstance(leaf, _OBSERVABLE) for leaf in leaves):
             names = ", ".join(kind.__name__ for kind in _OBSERVABLE)

@@ -78,7 +78,7 @@ class TrainingConfig:
     policy: str = "LstmPolicy"
     """LstmPolicy, GruPolicy, or MlpPolicy, which has no memory."""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Sizes of the policy: core_size (one number), encoder and heads (lists), such as {core_size: 64, heads: [64]}."""
+    """Arguments of the policy: core_size, encoder, skip, heads, core_kwargs; for example {core_size: 64, heads: [64]}."""
     total_timesteps: int = 1_000_000
     """Environment steps to train for, over all environments; whole iterations are played."""
     seed: int = 0
@@ -140,7 +140,7 @@ class TrainingConfig:
             raise ValueError(f"{path}: {error}") from error
 
     def plain(self) -> dict[str, Any]:
-        """The config as nested dictionaries of plain values, resolved: every default is written out."""
+        """The config as nested dictionaries of plain values, with the defaults of family, algorithm and evaluation."""
         return dataclasses.asdict(self)
 
     def make_model(self) -> MetaAlgorithm:
@@ -291,30 +291,35 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
 
 
 def compare_runs(
-    folders: Sequence[str | Path], *, split: str = "test", deterministic: bool = False, progress_bar: bool = True
+    folders: Sequence[str | Path], *, split: str = "test", deterministic: bool | None = None, progress_bar: bool = True
 ) -> Comparison:
     """Put runs side by side on the same tasks, under the names of their folders.
 
-    Runs that were not so evaluated on `split` yet, or have trained on since, are evaluated first, as the first one of the
-    others was.
+    Runs that were not so evaluated on `split` yet, or have trained on since, are evaluated first, as another one of them
+    was, or as the first one's config says.
 
     Args:
         folders: the runs; the first is what the others are compared with.
         split: where tasks come from.
-        deterministic: take likeliest actions instead of sampling.
+        deterministic: take likeliest actions instead of sampling; by default what the first run's config says.
         progress_bar: show one while evaluating.
 
     Raises:
         ValueError: when the runs were evaluated on different tasks, naming two of them.
     """
+    runs = [RunFolder.open(folder) for folder in folders]
+    config = run_config(runs[0]).evaluation
+    deterministic = config.deterministic if deterministic is None else deterministic
     files = [curve_file(folder, split, deterministic) for folder in folders]
     known = [AdaptationCurve.load(file) if file.exists() else None for file in files]
-    steps = [RunFolder.open(folder).progress().get("num_timesteps") for folder in folders]
+    steps = [run.progress().get("num_timesteps") for run in runs]
     done = [curve if curve and curve.training_steps == step else None for curve, step in zip(known, steps, strict=True)]
     model = next((curve for curve in (*done, *known) if curve), None)
-    settings = {} if model is None else {"num_tasks": model.num_tasks, "episodes": model.num_episodes, "seed": model.seed}
-    settings |= {"split": split, "deterministic": deterministic, "progress_bar": progress_bar}
-    curves = [curve or evaluate_run(folder, **settings) for folder, curve in zip(folders, done, strict=True)]
+    shared = {"num_tasks": config.num_tasks, "episodes": config.episodes, "seed": config.seed}
+    if model is not None:
+        shared = {"num_tasks": model.num_tasks, "episodes": model.num_episodes, "seed": model.seed}
+    shared |= {"split": split, "deterministic": deterministic, "progress_bar": progress_bar}
+    curves = [curve or evaluate_run(folder, **shared) for folder, curve in zip(folders, done, strict=True)]
     names = [Path(folder).resolve().name for folder in folders]
     return compare(curves, names if len({*names}) == len(names) else [str(folder) for folder in folders])
 

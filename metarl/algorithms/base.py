@@ -341,7 +341,7 @@ def family_of(env: EnvLike, env_kwargs: dict[str, Any] | None = None) -> TaskFam
             if not isinstance(env, gym.wrappers.OrderEnforcing | gym.wrappers.PassiveEnvChecker):
                 raise ValueError(
                     f"env must be without wrappers, which training would leave out, got {type(env).__name__}: "
-                    "register the wrapped environment, and metarl_envs.ContextFamily makes a family of it"
+                    "give the id or the TaskFamily, and build what the wrapper does into the family"
                 )
             env = env.env
         return family

@@ -49,7 +49,7 @@ class RL2Config:
     epochs: int = 4
     """Passes over each iteration's trials."""
     minibatches: int | None = None
-    """Updates per pass, 16 by default or num_envs if that is less; each takes whole rows of trials."""
+    """Updates per pass, each on some of the trials; by default 16, and less where that would be below 8 trials each."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus at the start."""
     final_entropy_coef: float = 0.0
@@ -68,13 +68,19 @@ class RL2Config:
     """Share of training after which trials have their full length."""
 
     def __post_init__(self):
-        for name in ("num_envs", "epochs", "minibatches", "episodes_per_trial", "num_steps", "curriculum_start"):
+        for name in ("num_envs", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("minibatches", "episodes_per_trial", "num_steps", "curriculum_start"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("gamma", "gae_lambda", "return_rate", "curriculum_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("learning_rate", "final_learning_rate", "clip_range", "max_grad_norm", "target_kl"):
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("final_learning_rate", "target_kl"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.minibatches is not None and self.minibatches > self.num_envs:
@@ -170,7 +176,7 @@ class RL2PPO(MetaAlgorithm):
 
     def player(self, deterministic: bool = False) -> MemoryPlayer:
         """The agent as a player of whole batches of trials."""
-        name = f"RL² ({type(self.policy.core).__name__.removesuffix('Core')})"
+        name = f"RL² ({type(self.policy.core).__name__.removesuffix('Core')})" + ", likeliest actions" * deterministic
         return MemoryPlayer(self.policy, name=name, deterministic=deterministic)
 
     @torch.no_grad()
@@ -315,7 +321,7 @@ def loss_terms(
 
 def minibatches(num_rows: int, config: RL2Config, rng: np.random.Generator) -> Iterator[Tensor]:
     """Row indices: every row once per epoch, in random order."""
-    count = config.minibatches or min(16, config.num_envs)
+    count = config.minibatches or max(1, min(16, config.num_envs // 8))
     for _ in range(config.epochs):
         yield from torch.as_tensor(rng.permutation(num_rows)).tensor_split(count)
 

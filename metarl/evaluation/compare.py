@@ -108,7 +108,7 @@ class Comparison:
         facts = {key: value for key, value in run_facts(first).items() if key not in ("trained for", "evaluation seed")}
         for name, curve in zip(self.names, self.curves, strict=True):
             steps = "not trained" if curve.training_steps is None else f"trained for {curve.training_steps:,} steps"
-            facts[name] = f"{steps}, evaluation seed {curve.seed}"
+            facts[name] = f"{curve.name}, {steps}, evaluation seed {curve.seed}"
         sections += [html_facts(facts), "<h2>Versions</h2>", html_facts(versions())]
         return save_page(path, html_page(title, f"on {first.label}", sections))
 

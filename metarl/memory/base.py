@@ -42,6 +42,13 @@ class MemoryCore(nn.Module):
         raise NotImplementedError
 
 
+def check_span(span: float) -> float:
+    """`span` if it is one, else a `ValueError`."""
+    if not isinstance(span, int | float) or not span >= 2:
+        raise ValueError(f"span must be at least 2 steps, got {span!r}")
+    return float(span)
+
+
 def clear(state: State, fresh: State, rows: Tensor) -> State:
     """`state` with `rows [B]` (bool) replaced by `fresh`."""
     return tuple(torch.where(rows.view(-1, *[1] * (s.dim() - 1)), f, s) for s, f in zip(state, fresh, strict=True))

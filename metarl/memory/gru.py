@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.base import SPAN, MemoryCore, State, scan_fused
+from metarl.memory.base import SPAN, MemoryCore, State, check_span, scan_fused
 from metarl.memory.lstm import SATURATE
 
 
@@ -27,7 +27,7 @@ class GRUCore(MemoryCore):
                 nn.init.orthogonal_(block)
             self.gru.bias_ih_l0.zero_()
             self.gru.bias_hh_l0.zero_()
-            self.gru.bias_ih_l0.chunk(3)[1].uniform_(1.0, span - 1.0).log_()
+            self.gru.bias_ih_l0.chunk(3)[1].uniform_(1.0, check_span(span) - 1.0).log_()
         drive = torch.zeros(3, output_size, 2)
         drive[:2, :, 0] = -SATURATE  # reset: r = z = 0, so h = n = tanh(b), and the channel's weight -b makes that 0
         drive[1, :, 1] = SATURATE  # hold: z = 1

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.base import SPAN, MemoryCore, State, scan_fused
+from metarl.memory.base import SPAN, MemoryCore, State, check_span, scan_fused
 
 SATURATE = 1e4
 """A gate's pre-activation at which the sigmoid is exactly 0 (negative) or 1 (positive) in float32."""
@@ -20,8 +20,8 @@ class LSTMCore(MemoryCore):
         input_size: features of `x`.
         output_size: units.
         span: steps that the slowest units remember for.
-        bfloat16: multiply in half precision within `scan` (the cell's state stays in float32), and so while learning;
-            `step`, and so acting, is in float32. Faster only on processors with units for it (AVX512-BF16, AMX).
+        bfloat16: multiply in half precision within `scan`, and so while learning (on CPUs the cell's state stays in
+            float32); `step`, and so acting, is in float32. Faster only on processors with units for it (AVX512-BF16, AMX).
     """
 
     ROWS_AT_ONCE = 32
@@ -29,6 +29,8 @@ class LSTMCore(MemoryCore):
 
     def __init__(self, input_size: int, output_size: int, span: float = SPAN, bfloat16: bool = False):
         super().__init__()
+        if not isinstance(bfloat16, bool):
+            raise ValueError(f"bfloat16 must be true or false, got {bfloat16!r}")
         self.bfloat16 = bfloat16
         self.input_size = input_size
         self.output_size = output_size
@@ -39,7 +41,7 @@ class LSTMCore(MemoryCore):
             self.lstm.bias_ih_l0.zero_()
             self.lstm.bias_hh_l0.zero_()
             input_bias, forget_bias, _, _ = self.lstm.bias_ih_l0.chunk(4)
-            forget_bias.uniform_(1.0, span - 1.0).log_()
+            forget_bias.uniform_(1.0, check_span(span) - 1.0).log_()
             input_bias.copy_(-forget_bias)
         drive = torch.zeros(4, output_size, 2)
         drive[:, :, 0] = torch.tensor([-SATURATE, -SATURATE, 0.0, -SATURATE])[:, None]  # reset: c = h = 0
