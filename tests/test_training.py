@@ -121,9 +121,22 @@ def test_a_malicious_file_is_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_wrong_policy_arguments_are_told_before_a_folder_is_made(tmp_path):
-    with pytest.raises(ValueError, match=r"policy_kwargs do not fit LstmPolicy: .*'core_siz'"):
-        train(config(policy_kwargs={"core_siz": 8}), tmp_path / "run", progress_bar=False)
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [
+        ({"core_siz": 8}, r"policy_kwargs do not fit LstmPolicy: .*'core_siz'"),
+        ({"encoder": 64}, "encoder must be a list of sizes, got 64"),
+        ({"heads": "64"}, "heads must be a list of sizes, got '64'"),
+        ({"skip": "false"}, "skip must be true or false, got 'false'"),
+        ({"core_kwargs": [1]}, r"core_kwargs must be a mapping, got \[1\]"),
+        ({"core_kwargs": {"spam": 1}}, r"policy_kwargs do not fit LstmPolicy: .*'spam'"),
+        ({"core_kwargs": {"span": 1}}, "span must be at least 2 steps, got 1"),
+        ({"core_kwargs": {"bfloat16": "true"}}, "bfloat16 must be true or false, got 'true'"),
+    ],
+)
+def test_wrong_policy_arguments_are_told_before_a_folder_is_made(tmp_path, policy_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        train(config(policy_kwargs=policy_kwargs), tmp_path / "run", progress_bar=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -198,8 +211,18 @@ def test_comparing_evaluates_what_is_missing_on_the_same_tasks(run, tmp_path):
     assert comparison.curves[0].num_tasks == 20
     sampled = (run / "adaptation.npz").read_bytes()
     likeliest = compare_runs([tmp_path / "other", run], deterministic=True, progress_bar=False)
-    assert likeliest.curves[1].num_tasks == 30  # evaluated for this; the other kind of curve is no model for it
+    assert [curve.num_tasks for curve in likeliest.curves] == [30, 30]  # the other kind of curve is no model for it
+    assert [curve.name for curve in likeliest.curves] == ["RL² (LSTM), likeliest actions"] * 2
     assert (run / "adaptation.npz").read_bytes() == sampled
+
+
+def test_comparing_follows_the_first_runs_own_evaluation(tmp_path):
+    for seed, settings in enumerate(({"num_tasks": 20, "deterministic": True}, {"num_tasks": 30})):
+        train(config(seed=seed, evaluation=settings), tmp_path / str(seed), progress_bar=False)
+    comparison = compare_runs([tmp_path / "0", tmp_path / "1"], progress_bar=False)
+    assert [curve.num_tasks for curve in comparison.curves] == [20, 20]
+    assert all(curve.name.endswith("likeliest actions") for curve in comparison.curves)
+    assert "likeliest actions" in comparison.save_html(tmp_path / "page.html").read_text()
 
 
 def test_comparing_evaluates_anew_what_has_trained_on(run, tmp_path):

@@ -252,15 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()  # for both
     rows = []
     columns = [*OURS, *THEIRS]
-    print("  ".join(["  envs", *columns, "acting / stepping / updating"]), flush=True)
+    print("  ".join(["  envs", *columns, "acting / stepping / updating, of each RL²"]), flush=True)
     for num_envs in options.num_envs:
-        row = {"num_envs": num_envs}
+        row = {"num_envs": num_envs, "shares": {}}
         for name, bfloat16 in OURS.items():
-            row[name], row["shares"] = measure_metarl(num_envs, options.seconds, bfloat16)
+            row[name], row["shares"][name] = measure_metarl(num_envs, options.seconds, bfloat16)
         for name, make_envs in THEIRS.items():
             row[name] = measure_recurrent_ppo(make_envs(num_envs), options.seconds)
         rows.append(row)
-        parts = " / ".join(f"{share:.0%}" for share in row["shares"].values())
+        parts = "; ".join(" / ".join(f"{share:.0%}" for share in shares.values()) for shares in row["shares"].values())
         speeds = [f"{row[column]:>{len(column)},.0f}" for column in columns]
         print("  ".join([f"{num_envs:>6}", *speeds, parts]), flush=True)
     best = {column: max(row[column] for row in rows) for column in columns}
