@@ -1,8 +1,7 @@
-"""Trials: the stretches of consecutive episodes in one task over which agents adapt, who plays them, and recording."""
+"""Trials: the stretches of consecutive episodes in one task over which agents adapt, and who plays them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -10,9 +9,6 @@ import torch
 from torch import Tensor
 
 from metarl_envs import TaskSet, TaskVectorEnv
-
-if TYPE_CHECKING:  # a policy is handed in; this module stands below it
-    from metarl.policies import TrialPolicy
 
 Observations = np.ndarray | dict[str, np.ndarray]
 TensorObs = Tensor | dict[str, Tensor]
@@ -95,93 +91,6 @@ class Trials:
         return trial, np.bincount(trial, weights=done) == episodes_per_trial
 
 
-@torch.no_grad()
-def collect_trials(
-    envs: TaskVectorEnv,
-    policy: "TrialPolicy",
-    *,
-    num_steps: int,
-    episodes_per_trial: int,
-    split: str,
-    rng: np.random.Generator,
-    generator: torch.Generator,
-    on_step: Callable[[np.ndarray, np.ndarray], bool] = lambda rewards, trial_over: True,
-) -> Trials | None:
-    """Play `num_steps` steps in every slot, a new task at each trial's start.
-
-    Everything restarts here, tasks, environments and memories, so two generators are all the state there is between
-    calls.
-
-    Args:
-        envs: environments with autoreset disabled.
-        policy: who acts.
-        num_steps: `T`; at least one whole trial must fit.
-        episodes_per_trial: episodes in one task.
-        split: where tasks come from.
-        rng: draws tasks and the environments' seed.
-        generator: draws actions.
-        on_step: called after every step with its rewards and the ends of trials, both `[B]`; False stops at once.
-
-    Returns:
-        The record, or None if stopped.
-
-    Raises:
-        ValueError: at a reward that is not finite, naming environment, task and step.
-    """
-    family, num_slots, device = envs.family, envs.num_envs, policy.device
-    seed = int(rng.integers(2**31))
-    observations, _ = envs.reset(seed=seed, options={"tasks": family.sample(num_slots, split, rng)})
-    observations = to_tensor(observations, device)
-    memory = policy.initial_memory(num_slots)
-    episode = np.zeros(num_slots, np.int64)
-    starts = np.ones((2, num_slots), bool)  # of an episode, of a trial
-    record = _Recorder(num_steps, num_slots, device)
-
-    for t in range(num_steps):
-        params, values, core = policy.act(observations, memory)
-        actions = policy.policy_head.sample(params, generator)
-        successors, rewards, terminated, truncated, _ = envs.step(policy.policy_head.to_env(actions))
-        check_finite(rewards, envs, t)
-        done = terminated | truncated
-        episode += done
-        trial_over = episode >= episodes_per_trial
-        last = trial_over if t + 1 < num_steps else np.ones(num_slots, bool)
-        after = policy.remember(core, actions, rewards, done)
-
-        bootstrap = None
-        if (truncated & trial_over).any():
-            cut = truncated & trial_over
-            after_cut = after._replace(previous_done=torch.zeros_like(after.previous_done))  # as if it went on
-            bootstrap = policy.act(to_tensor(successors, device), after_cut)[1] * torch.as_tensor(cut, device=device)
-        next_starts = np.stack([done, trial_over])
-        if done.any():
-            if trial_over.any():
-                envs.set_tasks(family.sample(int(trial_over.sum()), split, rng), trial_over)
-                episode[trial_over] = 0
-            successors, _ = envs.reset(options={"reset_mask": done})
-        next_observations = to_tensor(successors, device)
-        if t + 1 == num_steps and not trial_over.all():
-            unfinished = torch.as_tensor(~trial_over, device=device)
-            rest = policy.act(next_observations, after)[1] * unfinished
-            bootstrap = rest if bootstrap is None else bootstrap + rest
-
-        record.write(
-            t,
-            observations=observations,
-            actions=actions,
-            log_probs=policy.policy_head.log_prob(params, actions),
-            values=values,
-            bootstrap=bootstrap,
-            rewards=rewards,
-            flags=(terminated, truncated, *starts, last),
-        )
-        observations, starts = next_observations, next_starts
-        memory = policy.forget(after, trial_over) if trial_over.any() else after
-        if not on_step(rewards, trial_over):
-            return None
-    return record.trials()
-
-
 def check_finite(rewards: np.ndarray, envs: TaskVectorEnv, step: int, first_task: int = 0) -> None:
     """Raise a `ValueError` naming environment, task and step unless all `rewards [B]` are finite."""
     if not np.isfinite(rewards).all():
@@ -206,57 +115,6 @@ def batch_size_of(observations: Observations, space: gym.Space) -> int:
     if len(shape) != len(space.shape) + 1 or shape[1:] != space.shape:
         raise ValueError(f"observations must have shape (batch, *{space.shape}), got {shape}")
     return shape[0]
-
-
-class _Recorder:
-    """Preallocated `[T, B]` storage. Rewards and flags stay in NumPy until the end: they come from there."""
-
-    def __init__(self, num_steps: int, num_slots: int, device: torch.device):
-        self.shape, self.device = (num_steps, num_slots), device
-        self.floats = torch.zeros(3, num_steps, num_slots, device=device)  # log_probs, values, bootstrap
-        self.rewards = np.zeros((num_steps, num_slots), np.float32)
-        self.flags = np.zeros((5, num_steps, num_slots), bool)
-        self.observations: TensorObs | None = None
-        self.actions: Tensor | None = None
-
-    def write(self, t, *, observations, actions, log_probs, values, bootstrap, rewards, flags) -> None:
-        if self.actions is None:
-            self.actions = self._like(actions)
-            is_dict = isinstance(observations, dict)
-            self.observations = {k: self._like(v) for k, v in observations.items()} if is_dict else self._like(observations)
-        if isinstance(observations, dict):
-            for key, value in observations.items():
-                self.observations[key][t] = value
-        else:
-            self.observations[t] = observations
-        self.actions[t] = actions
-        self.floats[0, t] = log_probs
-        self.floats[1, t] = values
-        if bootstrap is not None:
-            self.floats[2, t] = bootstrap
-        self.rewards[t] = rewards
-        for i, flag in enumerate(flags):
-            self.flags[i, t] = flag
-
-    def _like(self, x: Tensor) -> Tensor:
-        return torch.zeros(self.shape[0], *x.shape, dtype=x.dtype, device=self.device)
-
-    def trials(self) -> Trials:
-        log_probs, values, bootstrap = self.floats
-        terminated, truncated, episode_start, trial_start, trial_end = torch.as_tensor(self.flags, device=self.device)
-        return Trials(
-            observations=self.observations,
-            actions=self.actions,
-            rewards=torch.as_tensor(self.rewards, device=self.device),
-            terminated=terminated,
-            truncated=truncated,
-            episode_start=episode_start,
-            trial_start=trial_start,
-            trial_end=trial_end,
-            bootstrap=bootstrap,
-            log_probs=log_probs,
-            values=values,
-        )
 
 
 def _shift(x: Tensor) -> Tensor:

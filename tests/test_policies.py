@@ -9,9 +9,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from test_trials import Clock
 
 from metarl.algorithms.rl2 import RL2Config, loss_terms, update
+from metarl.collection import collect_trials
 from metarl.memory import CORES
 from metarl.policies import TrialPolicy
-from metarl.trials import collect_trials
 
 T, B, EPISODES = 32, 9, 2  # several trials per row, of different lengths, the last one cut
 

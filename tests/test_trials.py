@@ -9,9 +9,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from metarl.collection import collect_trials
 from metarl.policies import TrialPolicy
 from metarl.seeding import generator_state, restore_generator
-from metarl.trials import batch_size_of, collect_trials
+from metarl.trials import batch_size_of
 from metarl_envs import TaskFamily
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from metarl import losses
 from metarl.algorithms.base import MetaAlgorithm, check_spaces
 from metarl.algorithms.learner import Learner, MemoryPlayer, as_batch, split_trial_observation, unpack_memory
+from metarl.collection import collect_trials
 from metarl.policies import TrialPolicy
 from metarl.returns import trial_gae
-from metarl.trials import Trials, batch_size_of, collect_trials, to_tensor
+from metarl.trials import Trials, batch_size_of, to_tensor
 from metarl_envs import TaskEnv, TaskFamily
 
 
