@@ -267,8 +267,8 @@ class CompareOptions:
     """The run folders, at least two."""
     split: str = "test"
     """Split of the family that tasks are drawn from."""
-    deterministic: bool | None = None
-    """Take likeliest actions instead of sampling; by default what the first run's config says."""
+    deterministic: bool = False
+    """Take likeliest actions; otherwise, what the first run's config says."""
     out: Path = Path("runs/comparison")
     """Folder for comparison.csv, comparison.png and comparison.html."""
     progress_bar: bool = True
@@ -282,8 +282,8 @@ def compare(args: list[str]) -> None:
         raise ValueError(f"runs must be at least 2 run folders, got {len(options.runs)}")
     from metarl.training import compare_runs
 
-    settings = {"split": options.split, "deterministic": options.deterministic, "progress_bar": options.progress_bar}
-    comparison = compare_runs(options.runs, **settings)
+    settings = {"split": options.split, "deterministic": options.deterministic or None}
+    comparison = compare_runs(options.runs, progress_bar=options.progress_bar, **settings)
     files = [options.out / f"comparison.{suffix}" for suffix in ("png", "html", "csv")]
     for save, file in zip((comparison.plot, comparison.save_html, comparison.save_csv), files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
