@@ -108,7 +108,8 @@ def context() -> str:
             for key, scores in row["splits"].items():
                 ours, theirs = scores["episodes"], row["ppo"]["splits"][key]["episodes"]
                 value, low, high = row["difference"][key]
-                difference = f"{-value:.1f} [{-high:.1f}, {-low:.1f}]"
+                value, low, high = (round(-x, 1) + 0.0 for x in (value, high, low))  # no "-0.0"
+                difference = f"{value:.1f} [{low:.1f}, {high:.1f}]"
                 average = sum(theirs["mean"]) / len(theirs["mean"])
                 lines.append(
                     f"| {name} | {key} | {row['seed']} | {_episode(ours, 0)} | {_episode(ours, -1)} | {average:.1f} "
