@@ -23,9 +23,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from metarl.algorithms.baselines import StablePlayer
 from metarl.algorithms.vec_env import GymnasiumVecEnv
+from metarl.config import TrainingConfig
 from metarl.evaluation import evaluate
 from metarl.evaluation.compare import compare
-from metarl.training import TrainingConfig, load_run
+from metarl.training import load_run
 
 PPO_SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
     "cartpole-context": (

@@ -21,8 +21,9 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import metarl
+from metarl.config import TrainingConfig
 from metarl.run_folder import RunFolder
-from metarl.training import TrainingConfig, evaluate_run, load_run, resume, run_config, train
+from metarl.training import evaluate_run, load_run, resume, run_config, train
 
 RESULTS = Path(__file__).parent / "results"
 PRESETS = Path(metarl.__file__).parent / "presets"

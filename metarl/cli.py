@@ -21,7 +21,7 @@ from metarl.options import literals, parse_known_options, parse_options
 from metarl.plain import check_known, first_sentence, shallow
 
 if TYPE_CHECKING:
-    from metarl.training import TrainingConfig
+    from metarl.config import TrainingConfig
     from metarl_envs import TaskFamily, TaskSet
 
 PRESETS = Path(__file__).parent / "presets"
@@ -76,7 +76,7 @@ def envs(args: list[str]) -> None:
     """List the task families, or show one family's parameters."""
     options = parse_options(EnvsOptions, args, prog="metarl envs")
     from metarl.catalogue import print_families, print_family
-    from metarl.training import checked_family
+    from metarl.config import checked_family
 
     if options.env is None:
         print_families()
@@ -98,7 +98,7 @@ class _Start:
 def train(args: list[str]) -> None:
     """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`."""
     from metarl import training
-    from metarl.training import ALGORITHMS, TrainingConfig
+    from metarl.config import ALGORITHMS, TrainingConfig
 
     algorithm, *args = args or ["--help"]
     if algorithm in _HELP:
@@ -123,7 +123,7 @@ def train(args: list[str]) -> None:
 
 def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
     """What holds where the command line says nothing; None when it asks for no more than help."""
-    from metarl.training import TrainingConfig
+    from metarl.config import TrainingConfig
 
     start, rest = parse_known_options(_Start, args, prog=f"metarl train {algorithm}")
     if start.preset is not None:
@@ -139,7 +139,7 @@ def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
 
 
 def _train_options(family: "TaskFamily | None", config_class: type) -> type:
-    from metarl.training import TrainingConfig
+    from metarl.config import TrainingConfig
 
     @dataclass(frozen=True, kw_only=True)
     class TrainOptions(TrainingConfig):
@@ -168,7 +168,7 @@ def _train_options(family: "TaskFamily | None", config_class: type) -> type:
 
 def _family(env: str, args: list[str]) -> "TaskFamily":
     """The family to read options `--env.NAME` for. One that cannot be made without some is made with those in `args`."""
-    from metarl.training import checked_family
+    from metarl.config import checked_family
 
     try:
         return checked_family(env)
@@ -228,8 +228,9 @@ def resume(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Measure on new tasks how a run adapts, beside classical players; write table, picture and report."""
+    from metarl.config import EvaluationConfig
     from metarl.run_folder import RunFolder
-    from metarl.training import EvaluationConfig, curve_file, evaluate_run, run_config
+    from metarl.training import curve_file, evaluate_run, run_config
 
     @dataclass(frozen=True, kw_only=True)
     class EvaluateOptions(EvaluationConfig):

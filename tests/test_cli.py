@@ -8,8 +8,9 @@ import yaml
 
 from metarl.algorithms.rl2 import RL2Config
 from metarl.cli import PRESETS, main
+from metarl.config import EvaluationConfig, TrainingConfig
 from metarl.plain import field_sentences
-from metarl.training import EvaluationConfig, TrainingConfig, train
+from metarl.training import train
 
 TINY = ["--env.num-pulls", "3", "--policy-kwargs", "{core_size: 8}", "--num-envs", "8", "--minibatches", "2"]
 QUIET = ["--no-progress-bar"]

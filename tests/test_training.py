@@ -8,17 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from metarl import RL2Config
 from metarl.algorithms.rl2 import RL2PPO
+from metarl.config import EvaluationConfig, TrainingConfig
 from metarl.evaluation import AdaptationCurve
 from metarl.run_folder import RunFolderError
-from metarl.training import (
-    EvaluationConfig,
-    TrainingConfig,
-    compare_runs,
-    evaluate_run,
-    load_run,
-    resume,
-    train,
-)
+from metarl.training import compare_runs, evaluate_run, load_run, resume, train
 
 BANDIT = {
     "env": "metarl/BernoulliBandit-v0",

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarl import cli
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.checkpoint import CheckpointError
-from metarl.training import Interrupted, TrainingConfig, resume, train
+from metarl.config import TrainingConfig
+from metarl.training import Interrupted, resume, train
 
 ENVS = {
     "bandit": {"env": "metarl/BernoulliBandit-v0", "env_kwargs": {"num_arms": 3, "num_pulls": 4}},
