@@ -278,6 +278,7 @@ def _style(theme: Theme):
             "figure.facecolor": theme.background,
             "savefig.facecolor": theme.background,
             "axes.facecolor": theme.background,
+            "axes.formatter.useoffset": False,  # returns are read off the axis, not added up
             "axes.edgecolor": theme.faint,
             "axes.labelcolor": theme.ink,
             "axes.titlecolor": theme.ink,

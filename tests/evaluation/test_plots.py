@@ -84,6 +84,15 @@ def test_several_curves_are_drawn_over_each_other():
     assert lines["first"].get_color() != lines["second"].get_color()
 
 
+def test_returns_that_are_nearly_equal_are_read_off_the_axis():
+    curve = make_curve(2, references=())
+    figure = plot_adaptation(dataclasses.replace(curve, returns=200 + 0.001 * curve.returns, ceiling=None))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert all(float(label.get_text()) > 199 for label in axes.get_yticklabels())
+
+
 def test_splits_share_a_scale():
     curve = make_curve(4)
     figure = plot_splits({"test": curve, "ood": dataclasses.replace(curve, returns=curve.returns - 5)})
