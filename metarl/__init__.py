@@ -12,6 +12,8 @@ import metarl_envs  # noqa: F401  (registers the families)
 _HOME = {
     "AdaptationCurve": "metarl.evaluation",
     "Learner": "metarl.algorithms.learner",
+    "MAMLConfig": "metarl.algorithms.maml",
+    "MAMLPPO": "metarl.algorithms.maml",
     "RL2Config": "metarl.algorithms.rl2",
     "RL2PPO": "metarl.algorithms.rl2",
     "compare": "metarl.evaluation",

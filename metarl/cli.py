@@ -108,7 +108,7 @@ def train(args: list[str]) -> None:
     check_known(f"algorithm {algorithm!r}", algorithm, ALGORITHMS)
     default = _default_config(algorithm, args)
     family = None if default is None else default.family
-    cls = _train_options(family, ALGORITHMS[algorithm].config_class)
+    cls = _train_options(family, algorithm)
     defaults = None if default is None else cls(**{**shallow(default), "env_kwargs": family})
     options = parse_options(cls, args, prog=f"metarl train {algorithm}", default=defaults)
 
@@ -138,8 +138,10 @@ def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
     raise ValueError("--env must be given, an id that `metarl envs` lists or any other, or --preset")
 
 
-def _train_options(family: "TaskFamily | None", config_class: type) -> type:
-    from metarl.config import TrainingConfig
+def _train_options(family: "TaskFamily | None", algorithm_name: str) -> type:
+    from metarl.config import ALGORITHMS, TrainingConfig
+
+    config_class = ALGORITHMS[algorithm_name].config_class
 
     @dataclass(frozen=True, kw_only=True)
     class TrainOptions(TrainingConfig):
@@ -149,7 +151,7 @@ def _train_options(family: "TaskFamily | None", config_class: type) -> type:
         too: `--env ID --help` lists them. A preset's parameters hold for its own env only.
         """
 
-        algorithm: Suppress[str] = "rl2"
+        algorithm: Suppress[str] = algorithm_name
         env_kwargs: _family_parameters(family) = family
         hyperparameters: OmitArgPrefixes[config_class] = field(default_factory=config_class)
         preset: Annotated[str | None, arg(aliases=["--config"])] = None
@@ -327,7 +329,9 @@ def adapt(args: list[str]) -> None:
         """Gymnasium id, or module:id, of a family or environment with the same spaces; the run's own family by default."""
         env_kwargs: _family_parameters(family) = family
         episodes: int | None = None
-        """Episodes to play; the family's trial length by default."""
+        """Episodes to play; as many as the agent was trained with by default."""
+        export: Path | None = None
+        """Write the policy as it is after these episodes to this file, as a Stable-Baselines3 PPO; agents of maml only."""
         seed: int | None = None
         """Seed of the task, the environment and the actions; a fresh one by default."""
         deterministic: bool = False
@@ -336,7 +340,7 @@ def adapt(args: list[str]) -> None:
     options = parse_options(AdaptOptions, args, prog="metarl adapt")
     model = load_run(options.run)
     family = options.env_kwargs
-    episodes = family.episodes_per_trial if options.episodes is None else options.episodes
+    episodes = model.episodes_in(family) if options.episodes is None else options.episodes
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
@@ -353,6 +357,8 @@ def adapt(args: list[str]) -> None:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         print(f"episode {episode:>{len(str(episodes))}}/{episodes}   return {result:10.3f}", flush=True)
+    if options.export is not None:
+        print(f"Exported, for Stable-Baselines3's PPO.load: {learner.export(options.export)}")
     first, last, mean = learner.returns[0], learner.returns[-1], sum(learner.returns) / episodes
     print(f"\n{_sparkline(learner.returns)}   first {first:.3f}   last {last:.3f}   mean {mean:.3f}")
 

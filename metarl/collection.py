@@ -6,24 +6,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.policies import TrialPolicy
+from metarl.policies import AdaptedPolicy, TrialPolicy
 from metarl.trials import TensorObs, Trials, check_finite, to_tensor
-from metarl_envs import TaskVectorEnv
+from metarl_envs import TaskSet, TaskVectorEnv
 
 
 @torch.no_grad()
 def collect_trials(
     envs: TaskVectorEnv,
-    policy: TrialPolicy,
+    policy: TrialPolicy | AdaptedPolicy,
     *,
     num_steps: int,
     episodes_per_trial: int,
     split: str,
     rng: np.random.Generator,
     generator: torch.Generator,
+    tasks: TaskSet | None = None,
     on_step: Callable[[np.ndarray, np.ndarray], bool] = lambda rewards, trial_over: True,
 ) -> Trials | None:
-    """Play `num_steps` steps in every slot, a new task at each trial's start.
+    """Play `num_steps` steps in every slot, a new task at each trial's start, or one trial in each of given tasks.
 
     Everything restarts here, tasks, environments and memories, so two generators are all the state there is between
     calls.
@@ -36,6 +37,8 @@ def collect_trials(
         split: where tasks come from.
         rng: draws tasks and the environments' seed.
         generator: draws actions.
+        tasks: one per slot, to stay in. Then collection ends as soon as all slots have played one trial; those that are
+            done sooner play on in their task, and `Trials.first` tells their first trial from what came after it.
         on_step: called after every step with its rewards and the ends of trials, both `[B]`; False stops at once.
 
     Returns:
@@ -46,10 +49,12 @@ def collect_trials(
     """
     family, num_slots, device = envs.family, envs.num_envs, policy.device
     seed = int(rng.integers(2**31))
-    observations, _ = envs.reset(seed=seed, options={"tasks": family.sample(num_slots, split, rng)})
+    drawn = family.sample(num_slots, split, rng) if tasks is None else tasks
+    observations, _ = envs.reset(seed=seed, options={"tasks": drawn})
     observations = to_tensor(observations, device)
     memory = policy.initial_memory(num_slots)
     episode = np.zeros(num_slots, np.int64)
+    played = np.zeros(num_slots, bool)  # a whole trial
     starts = np.ones((2, num_slots), bool)  # of an episode, of a trial
     record = _Recorder(num_steps, num_slots, device)
 
@@ -61,22 +66,24 @@ def collect_trials(
         done = terminated | truncated
         episode += done
         trial_over = episode >= episodes_per_trial
-        last = trial_over if t + 1 < num_steps else np.ones(num_slots, bool)
+        played |= trial_over
+        finished = t + 1 == num_steps or (tasks is not None and played.all())
+        last = np.ones(num_slots, bool) if finished else trial_over
         after = policy.remember(core, actions, rewards, done)
 
         bootstrap = None
         if (truncated & trial_over).any():
-            cut = truncated & trial_over
-            after_cut = after._replace(previous_done=torch.zeros_like(after.previous_done))  # as if it went on
-            bootstrap = policy.act(to_tensor(successors, device), after_cut)[1] * torch.as_tensor(cut, device=device)
+            cut = torch.as_tensor(truncated & trial_over, device=device)
+            bootstrap = policy.value_if_it_went_on(to_tensor(successors, device), after) * cut
         next_starts = np.stack([done, trial_over])
         if done.any():
             if trial_over.any():
-                envs.set_tasks(family.sample(int(trial_over.sum()), split, rng), trial_over)
+                if tasks is None:
+                    envs.set_tasks(family.sample(int(trial_over.sum()), split, rng), trial_over)
                 episode[trial_over] = 0
             successors, _ = envs.reset(options={"reset_mask": done})
         next_observations = to_tensor(successors, device)
-        if t + 1 == num_steps and not trial_over.all():
+        if finished and not trial_over.all():
             unfinished = torch.as_tensor(~trial_over, device=device)
             rest = policy.act(next_observations, after)[1] * unfinished
             bootstrap = rest if bootstrap is None else bootstrap + rest
@@ -95,7 +102,9 @@ def collect_trials(
         memory = policy.forget(after, trial_over) if trial_over.any() else after
         if not on_step(rewards, trial_over):
             return None
-    return record.trials()
+        if finished:
+            break
+    return record.trials(t + 1)
 
 
 class _Recorder:
@@ -131,13 +140,17 @@ class _Recorder:
     def _like(self, x: Tensor) -> Tensor:
         return torch.zeros(self.shape[0], *x.shape, dtype=x.dtype, device=self.device)
 
-    def trials(self) -> Trials:
-        log_probs, values, bootstrap = self.floats
-        terminated, truncated, episode_start, trial_start, trial_end = torch.as_tensor(self.flags, device=self.device)
+    def trials(self, num_steps: int) -> Trials:
+        log_probs, values, bootstrap = self.floats[:, :num_steps]
+        flags = torch.as_tensor(self.flags[:, :num_steps], device=self.device)
+        terminated, truncated, episode_start, trial_start, trial_end = flags
+        nested = isinstance(self.observations, dict)
         return Trials(
-            observations=self.observations,
-            actions=self.actions,
-            rewards=torch.as_tensor(self.rewards, device=self.device),
+            observations={k: v[:num_steps] for k, v in self.observations.items()}
+            if nested
+            else self.observations[:num_steps],
+            actions=self.actions[:num_steps],
+            rewards=torch.as_tensor(self.rewards[:num_steps], device=self.device),
             terminated=terminated,
             truncated=truncated,
             episode_start=episode_start,

@@ -11,13 +11,14 @@ import gymnasium as gym
 import torch
 
 from metarl.algorithms.base import MetaAlgorithm
+from metarl.algorithms.maml import MAMLPPO
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.plain import check_known, convert, from_plain, shallow
 from metarl.run_folder import read_yaml
 from metarl_envs import TaskFamily, make_family
 from metarl_envs.family import check_at_least
 
-ALGORITHMS: dict[str, type[MetaAlgorithm]] = {"rl2": RL2PPO}
+ALGORITHMS: dict[str, type[MetaAlgorithm]] = {"rl2": RL2PPO, "maml": MAMLPPO}
 """What `TrainingConfig.algorithm` may name."""
 
 
@@ -30,7 +31,7 @@ class EvaluationConfig:
     num_tasks: int | None = None
     """Number of tasks, one trial in each; by default 20,000, or fewer where trials are long."""
     episodes: int | None = None
-    """Episodes per trial; the family's own trial length by default."""
+    """Episodes per trial; as many as the agent was trained with by default."""
     seed: int = 0
     """Seed of the tasks, the environments and the players: runs evaluated with equal ones can be compared."""
     deterministic: bool = False
@@ -61,10 +62,10 @@ class TrainingConfig:
     """Gymnasium id of a task family (see `metarl envs`), or of any environment, which is then a family of one task."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of the family."""
-    policy: str = "LstmPolicy"
-    """LstmPolicy, GruPolicy, or MlpPolicy, which has no memory."""
+    policy: str | None = None
+    """For rl2 LstmPolicy, GruPolicy or MlpPolicy, which has no memory; for maml MlpPolicy. By default the first."""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the policy: core_size, encoder, skip, heads, core_kwargs; for example {core_size: 64, heads: [64]}."""
+    """Arguments of the policy; rl2: core_size, encoder, skip, heads, core_kwargs; maml: hidden, log_std_init."""
     total_timesteps: int = 1_000_000
     """Environment steps to train for, over all environments; whole iterations are played."""
     seed: int = 0
@@ -86,7 +87,9 @@ class TrainingConfig:
         for name, hint in get_type_hints(TrainingConfig).items():
             object.__setattr__(self, name, convert(getattr(self, name), hint, name))
         check_known(f"algorithm {self.algorithm!r}", self.algorithm, ALGORITHMS)
-        check_known(f"policy {self.policy!r}", self.policy, self.algorithm_class.policy_aliases)
+        policies = self.algorithm_class.policy_aliases
+        object.__setattr__(self, "policy", self.policy or next(iter(policies)))
+        check_known(f"policy {self.policy!r}", self.policy, policies)
         for name in ("total_timesteps", "threads", "checkpoint_every", "keep"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)

@@ -1,4 +1,7 @@
-"""Action distributions as output layers of a policy: a linear map to parameters, and functions of the parameters."""
+"""Action distributions as output layers of a policy: a map to parameters, and functions of these parameters alone.
+
+`forward_batched` is the map for policies with one set of parameters per task (see `metarl.batched`).
+"""
 
 import math
 
@@ -6,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from metarl.batched import Params, linear
 
 
 class CategoricalHead(nn.Module):
@@ -19,8 +24,11 @@ class CategoricalHead(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Log-probabilities of all actions."""
-        # over the leading axis the CPU kernel works on whole vectors: ten times faster for a handful of actions
-        return torch.log_softmax(self.linear(y).movedim(-1, 0), 0).movedim(0, -1)
+        return _log_softmax(self.linear(y))
+
+    def forward_batched(self, params: Params, y: Tensor) -> Tensor:
+        """The same for `y [N, M, ...]`, task by task."""
+        return _log_softmax(linear(y, params["linear.weight"], params["linear.bias"]))
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action per row, by inversion of the cumulative distribution."""
@@ -40,6 +48,10 @@ class CategoricalHead(nn.Module):
         """In nats, `[...]`."""
         return -(params.exp() * params).sum(-1)
 
+    def kl(self, params: Tensor, others: Tensor) -> Tensor:
+        """`KL(params || others)` in nats, `[...]`."""
+        return (params.exp() * (params - others)).sum(-1)
+
     def features(self, actions: Tensor) -> Tensor:
         """The previous action as an input of the policy: one-hot `[..., n]`."""
         return nn.functional.one_hot(actions, self.feature_size).float()
@@ -51,7 +63,9 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Actions of a `Box`: parameters are the mean `[..., D]`; the standard deviation is learned, equal in all states.
+    """Actions of a `Box`: parameters are the mean and the logarithm of the standard deviation, `[..., 2 D]`.
+
+    The standard deviation is learned, and equal in all states.
 
     Actions are in units of the box's half range around its centre (unbounded dimensions: as they are), so that one
     initial standard deviation suits every environment. The environment receives them clipped to the box; likelihoods
@@ -74,28 +88,45 @@ class GaussianHead(nn.Module):
         limits = torch.as_tensor((limits - self._centre) / self._half_range, dtype=torch.float32)
         self.register_buffer("_limits", limits, persistent=False)  # the box in the head's units, [2, D]
 
+    @property
+    def scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centre and half range of the box `[D]`: an action of the environment is `centre + half_range * a`."""
+        return self._centre, self._half_range
+
     def forward(self, y: Tensor) -> Tensor:
-        """Means."""
-        return self.linear(y)
+        """Means and log standard deviations."""
+        mean = self.linear(y)
+        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+    def forward_batched(self, params: Params, y: Tensor) -> Tensor:
+        """The same for `y [N, M, ...]`, task by task."""
+        mean = linear(y, params["linear.weight"], params["linear.bias"])
+        return torch.cat([mean, params["log_std"][:, None].expand_as(mean)], -1)
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action per row."""
-        noise = torch.empty_like(params).normal_(generator=generator)
-        return params + self.log_std.exp() * noise
+        mean, log_std = params.chunk(2, -1)
+        return mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
 
     def mode(self, params: Tensor) -> Tensor:
         """The mean."""
-        return params
+        return params.chunk(2, -1)[0]
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """`[...]`."""
-        z = (actions - params) * torch.exp(-self.log_std)
-        return -(0.5 * z.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+        mean, log_std = params.chunk(2, -1)
+        z = (actions - mean) * torch.exp(-log_std)
+        return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
         """In nats, `[...]`."""
-        total = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-        return total.expand(params.shape[:-1])
+        return (params.chunk(2, -1)[1] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, params: Tensor, others: Tensor) -> Tensor:
+        """`KL(params || others)` in nats, `[...]`."""
+        (mean, log_std), (other_mean, other_log_std) = params.chunk(2, -1), others.chunk(2, -1)
+        gap = 2 * (log_std - other_log_std)
+        return (0.5 * (gap.exp() + ((mean - other_mean) * torch.exp(-other_log_std)).square() - 1 - gap)).sum(-1)
 
     def features(self, actions: Tensor) -> Tensor:
         """The previous action as an input of the policy: what the environment received, in the head's units."""
@@ -105,6 +136,11 @@ class GaussianHead(nn.Module):
         """Actions as the environment takes them."""
         actions = self._centre + self._half_range * actions.cpu().numpy()
         return np.clip(actions, self._low, self._high).astype(self._dtype)
+
+
+def _log_softmax(x: Tensor) -> Tensor:
+    # over the leading axis the CPU kernel works on whole vectors: ten times faster for a handful of actions
+    return torch.log_softmax(x.movedim(-1, 0), 0).movedim(0, -1)
 
 
 def make_head(input_size: int, space: gym.Space) -> CategoricalHead | GaussianHead:

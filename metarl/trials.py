@@ -68,6 +68,11 @@ class Trials:
         done = (self.terminated | self.truncated).float()
         return _shift(self.actions), _shift(self.rewards), _shift(done), (~self.trial_start).float()
 
+    @property
+    def first(self) -> Tensor:
+        """Whether a step belongs to the first trial of its row, `[T, B]`."""
+        return self.trial_start.cumsum(0) == 1
+
     def episode_returns(self, episodes_per_trial: int) -> np.ndarray:
         """Undiscounted returns `[trials, episodes]` of the trials that were recorded to their end."""
         trial, complete = self._trials(episodes_per_trial)

@@ -68,6 +68,7 @@ def test_help_of_the_module_comes_without_loading_torch():
         ["train", "rl2", "--env", "metarl/TabularMDP-v0"],
         ["train", "rl2", "--env", "CartPole-v1"],
         ["train", "rl2", "--preset", "bandit-5x10"],
+        ["train", "maml"],
         ["evaluate"],
         ["adapt"],
         ["adapt", "--env", "metarl/GridNavi-v0"],

@@ -105,20 +105,50 @@ def test_gaussian_gradients_equal_torchs():
     head = gaussian(box([-1] * 2, [1] * 2), [-0.5, 0.3])
     y, actions = torch.randn(5, INPUT, generator=seeded()), torch.randn(5, 2, generator=seeded(1))
     params = head(y)
-    twin = Independent(Normal(params, head.log_std.exp()), 1)
-    pairs = [
-        (head.log_prob(params, actions), twin.log_prob(actions), [params, head.log_std]),
-        (head.entropy(params), twin.entropy(), [head.log_std]),
+    mean, log_std = params.chunk(2, -1)
+    twin = Independent(Normal(mean, log_std.exp()), 1)
+    pairs = [(head.log_prob(params, actions), twin.log_prob(actions)), (head.entropy(params), twin.entropy())]
+    for ours, theirs in pairs:
+        expected = torch.autograd.grad(theirs.sum(), [params, head.log_std], retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(ours.sum(), [params, head.log_std], retain_graph=True), expected)
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Discrete(3), box([-1, 0], [1, 5])], ids=["Discrete", "Box"])
+def test_kl_equals_torchs(space):
+    one, other = make_head(INPUT, space), make_head(INPUT, space)
+    y = torch.randn(5, 4, INPUT, generator=seeded())
+    with torch.no_grad():
+        if hasattr(other, "log_std"):
+            other.log_std += torch.tensor([0.4, -0.7])
+    twins = [
+        Categorical(logits=head.linear(y))
+        if isinstance(space, gym.spaces.Discrete)
+        else Independent(Normal(head.linear(y), head.log_std.exp()), 1)
+        for head in (one, other)
     ]
-    for ours, theirs, inputs in pairs:
-        expected = torch.autograd.grad(theirs.sum(), inputs, retain_graph=True)
-        torch.testing.assert_close(torch.autograd.grad(ours.sum(), inputs, retain_graph=True), expected)
+    torch.testing.assert_close(one.kl(one(y), other(y)), torch.distributions.kl_divergence(*twins))
+    assert one.kl(one(y), one(y)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Discrete(3), box([-1, 0], [1, 5])], ids=["Discrete", "Box"])
+def test_heads_with_parameters_per_task_equal_one_head_per_task(space):
+    heads = [make_head(INPUT, space) for _ in range(4)]
+    params = {
+        name: torch.stack([dict(head.named_parameters())[name] for head in heads]) for name, _ in heads[0].named_parameters()
+    }
+    if "log_std" in params:
+        params["log_std"] = params["log_std"] + torch.arange(4.0)[:, None]
+        for head, log_std in zip(heads, params["log_std"], strict=True):
+            head.log_std.data = log_std
+    y = torch.randn(4, 5, INPUT, generator=seeded())
+    expected = torch.stack([head(one) for head, one in zip(heads, y, strict=True)])
+    torch.testing.assert_close(heads[0].forward_batched(params, y), expected)
 
 
 def test_gaussian_samples_have_their_mean_and_deviation():
     head = gaussian(box([-1] * 3, [1] * 3), [-1.0, 0.0, 0.7])
     mean = torch.tensor([0.3, -2.0, 5.0])
-    samples = head.sample(mean.expand(40_000, 3), seeded())
+    samples = head.sample(torch.cat([mean, head.log_std]).detach().expand(40_000, 6), seeded())
     error = head.log_std.exp() / 200  # of the mean of 40,000
     assert ((samples.mean(0) - mean).abs() < 4 * error).all()
     torch.testing.assert_close(samples.std(0), head.log_std.exp().detach(), rtol=0.02, atol=0)
@@ -168,8 +198,7 @@ def test_degenerate_and_enormous_dimensions_stay_finite():
 
 def test_likelihoods_are_of_unclipped_actions():
     head = gaussian(box([-1], [1]), [0.0])
-    mean = torch.zeros(2, 1)
-    log_probs = head.log_prob(mean, torch.tensor([[3.0], [5.0]]))
+    log_probs = head.log_prob(torch.zeros(2, 2), torch.tensor([[3.0], [5.0]]))
     assert (log_probs[0] - log_probs[1]).item() == pytest.approx((25 - 9) / 2)
 
 

@@ -144,7 +144,7 @@ def test_dimensions_of_actions_are_summed_in_the_ratio():
     trials = collect(family, policy)
     inputs = policy.inputs(trials.observations, *trials.previous())
     params, _ = policy.scan(inputs, policy.core.initial_state(B), trials.trial_start)
-    twin = torch.distributions.Normal(params, policy.policy_head.log_std.exp())
+    twin = torch.distributions.Normal(policy.policy_head.mode(params), policy.policy_head.log_std.exp())
     torch.testing.assert_close(trials.log_probs, twin.log_prob(trials.actions).sum(-1), atol=1e-5, rtol=0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.returns import trial_gae
+from metarl.returns import gae
 
 
 def column(*numbers, dtype=torch.float64):
@@ -60,7 +60,7 @@ def test_two_trials_by_hand():
     trial_end = ends(0, 0, 1, 0, 1)
     bootstrap = column(-1e9, -1e9, 0, -1e9, 8)
     # deltas: 1 + 4/2 - 2 = 1,  2 + 6/2 - 4 = 1,  4 + 0 - 6 = -2 | 0 + 4/2 - 8 = -6,  6 + 8/2 - 4 = 6
-    advantages, returns = trial_gae(rewards, values, trial_end, bootstrap, 0.5, 0.5)
+    advantages, returns = gae(rewards, values, trial_end, bootstrap, 0.5, 0.5)
     torch.testing.assert_close(advantages, column(1.125, 0.5, -2, -4.5, 6), atol=0, rtol=0)
     torch.testing.assert_close(returns, column(3.125, 4.5, 4, 3.5, 10), atol=0, rtol=0)
 
@@ -68,7 +68,7 @@ def test_two_trials_by_hand():
 def test_returns_cross_the_ends_of_episodes():
     # Two episodes of two steps in one trial. Only the last step pays: what the first episode is for, it earns here.
     zeros = column(0, 0, 0, 0)
-    advantages, _ = trial_gae(column(0, 0, 0, 1), zeros, ends(0, 0, 0, 1), zeros, 0.9, 1.0)
+    advantages, _ = gae(column(0, 0, 0, 1), zeros, ends(0, 0, 0, 1), zeros, 0.9, 1.0)
     torch.testing.assert_close(advantages, column(0.9**3, 0.9**2, 0.9, 1))
 
 
@@ -76,17 +76,17 @@ def test_nothing_crosses_the_end_of_a_trial():
     arrays = random_rows(0, steps=8, rows=2, end_probability=0)
     arrays[2][3] = True
     arrays[3][3] = 0.0
-    advantages, _ = trial_gae(*as_tensors(*arrays), 0.99, 0.95)
+    advantages, _ = gae(*as_tensors(*arrays), 0.99, 0.95)
     rewards, *rest = (array.copy() for array in arrays)
     rewards[4:] += 100.0
-    other, _ = trial_gae(*as_tensors(rewards, *rest), 0.99, 0.95)
+    other, _ = gae(*as_tensors(rewards, *rest), 0.99, 0.95)
     assert torch.equal(advantages[:4], other[:4])
     assert not torch.isclose(advantages[4:], other[4:]).any()
 
 
 def test_a_truncated_trial_is_bootstrapped_and_a_terminated_one_is_not():
     for bootstrap, expected in ((0.0, 1.0), (5.0, 1.0 + 0.9 * 5.0)):
-        _, returns = trial_gae(column(1), column(7), ends(1), column(bootstrap), 0.9, 0.5)
+        _, returns = gae(column(1), column(7), ends(1), column(bootstrap), 0.9, 0.5)
         torch.testing.assert_close(returns, column(expected))
 
 
@@ -94,7 +94,7 @@ def test_a_truncated_trial_is_bootstrapped_and_a_terminated_one_is_not():
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 0.3), (1.0, 1.0), (0.5, 0.0), (0.0, 0.7)])
 def test_equals_a_slow_recursion(gamma, gae_lambda, seed):
     arrays = random_rows(seed)
-    advantages, returns = trial_gae(*as_tensors(*arrays), gamma, gae_lambda)
+    advantages, returns = gae(*as_tensors(*arrays), gamma, gae_lambda)
     expected = slow_gae(*arrays, gamma, gae_lambda)
     np.testing.assert_allclose(advantages.numpy(), expected, atol=1e-12, rtol=1e-12)
     np.testing.assert_allclose(returns.numpy(), expected + arrays[1], atol=1e-12, rtol=1e-12)
@@ -103,7 +103,7 @@ def test_equals_a_slow_recursion(gamma, gae_lambda, seed):
 @pytest.mark.parametrize("gamma", [1.0, 0.97, 0.3])
 def test_lambda_one_gives_discounted_monte_carlo_returns(gamma):
     rewards, values, trial_end, bootstrap = random_rows(4)
-    _, returns = trial_gae(*as_tensors(rewards, values, trial_end, bootstrap), gamma, 1.0)
+    _, returns = gae(*as_tensors(rewards, values, trial_end, bootstrap), gamma, 1.0)
     for row, start, stop in segments(trial_end):
         for t in range(start, stop + 1):
             later = [*rewards[t : stop + 1, row].tolist(), float(bootstrap[stop, row])]
@@ -113,22 +113,22 @@ def test_lambda_one_gives_discounted_monte_carlo_returns(gamma):
 
 def test_lambda_zero_gives_one_step_targets():
     rewards, values, trial_end, bootstrap = random_rows(5)
-    _, returns = trial_gae(*as_tensors(rewards, values, trial_end, bootstrap), 0.8, 0.0)
+    _, returns = gae(*as_tensors(rewards, values, trial_end, bootstrap), 0.8, 0.0)
     after = np.where(trial_end, np.nan_to_num(bootstrap), np.concatenate([values[1:], values[-1:]]))
     np.testing.assert_allclose(returns.numpy(), rewards + 0.8 * after, atol=1e-12)
 
 
 def test_perfect_values_leave_no_advantage():
     rewards, _, trial_end, bootstrap = random_rows(6)
-    _, values = trial_gae(*as_tensors(rewards, np.zeros_like(rewards), trial_end, bootstrap), 0.95, 1.0)
+    _, values = gae(*as_tensors(rewards, np.zeros_like(rewards), trial_end, bootstrap), 0.95, 1.0)
     for gae_lambda in (0.0, 0.6, 1.0):
-        advantages, _ = trial_gae(*as_tensors(rewards, values.numpy(), trial_end, bootstrap), 0.95, gae_lambda)
+        advantages, _ = gae(*as_tensors(rewards, values.numpy(), trial_end, bootstrap), 0.95, gae_lambda)
         torch.testing.assert_close(advantages, torch.zeros_like(advantages), atol=1e-12, rtol=0)
 
 
 def test_single_precision_is_kept():
     arrays = [a if a.dtype == bool else a.astype(np.float32) for a in random_rows(7)]
-    advantages, returns = trial_gae(*as_tensors(*arrays), 0.99, 0.95)
+    advantages, returns = gae(*as_tensors(*arrays), 0.99, 0.95)
     assert advantages.dtype == returns.dtype == torch.float32
     np.testing.assert_allclose(advantages.numpy(), slow_gae(*arrays, 0.99, 0.95), atol=1e-5)
 
@@ -136,5 +136,5 @@ def test_single_precision_is_kept():
 def test_every_row_must_end():
     zeros = torch.zeros(3, 2)
     trial_end = torch.tensor([[0, 0], [0, 1], [1, 0]], dtype=torch.bool)
-    with pytest.raises(ValueError, match="trial_end must be set on the last step of every row: what follows it was not"):
-        trial_gae(zeros, zeros, trial_end, zeros, 0.9, 0.9)
+    with pytest.raises(ValueError, match="end must be set on the last step of every row: what follows it was not"):
+        gae(zeros, zeros, trial_end, zeros, 0.9, 0.9)

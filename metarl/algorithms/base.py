@@ -15,13 +15,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from metarl.algorithms.learner import Learner
 from metarl.algorithms.vec_env import TrialVecEnv
 from metarl.allocator import keep_freed_memory
 from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from metarl.plain import convert
 from metarl.seeding import generator_state, restore_generator, spawn
 from metarl.trials import Player
-from metarl_envs import TaskFamily, TaskVectorEnv, make_family
+from metarl_envs import TaskEnv, TaskFamily, TaskVectorEnv, make_family
 
 EnvLike = str | TaskFamily | TaskVectorEnv | gym.Env
 
@@ -29,7 +30,7 @@ EnvLike = str | TaskFamily | TaskVectorEnv | gym.Env
 class MetaAlgorithm(BaseAlgorithm):
     """A Stable-Baselines3 algorithm that trains on a task family.
 
-    A subclass names its `config_class` and policies and implements `_make_policy`, `_iterate`, `player` and `adapt`.
+    A subclass names its `config_class` and policies and implements `_make_policy`, `_iterate` and `player`.
 
     Args:
         policy: name among `policy_aliases`.
@@ -86,6 +87,9 @@ class MetaAlgorithm(BaseAlgorithm):
     # -- environments --------------------------------------------------------------------------------------------
 
     def _take_family(self, family: TaskFamily) -> None:
+        split = self.config.train_split
+        if split not in family.splits:
+            raise ValueError(f"train_split must be one of {', '.join(family.splits)}, got {split!r}")
         self.family = family
         self.observation_space, self.action_space = family.observation_space, family.action_space
         self.envs = family.make_vec(self.n_envs, autoreset_mode=AutoresetMode.DISABLED)
@@ -112,7 +116,11 @@ class MetaAlgorithm(BaseAlgorithm):
     @property
     def episodes_per_trial(self) -> int:
         """Episodes in one task during training."""
-        return self.config.episodes_per_trial or self.family.episodes_per_trial
+        return self.episodes_in(self.family)
+
+    def episodes_in(self, family: TaskFamily) -> int:
+        """Episodes of a trial in a task of `family`: as the hyperparameters say, or the family's own trial length."""
+        return self.config.episodes_per_trial or family.episodes_per_trial
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -190,6 +198,33 @@ class MetaAlgorithm(BaseAlgorithm):
     def player(self, deterministic: bool = False) -> Player:
         """The agent as a player of whole batches of trials, for `evaluate`."""
         raise NotImplementedError
+
+    def adapt(self, env: gym.Env, episodes: int = 0, *, seed: int | None = None, deterministic: bool = False) -> Learner:
+        """Play `episodes` episodes in ONE new task and return the learner, which goes on adapting as it acts.
+
+        An environment of the family stays in that task from then on, instead of drawing a new one after every trial.
+
+        Args:
+            env: a Gymnasium environment with the training spaces: of the family, or your own.
+            episodes: episodes to play first; 0 gives the learner before its first.
+            seed: seeds the environment and the actions.
+            deterministic: take likeliest actions instead of sampling.
+        """
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"env must be a single Gymnasium environment, such as gym.make(ID), got {type(env).__name__}")
+        check_spaces(env, self.observation_space, self.action_space)
+        if episodes < 0:
+            raise ValueError(f"episodes must be at least 0, got {episodes}")
+        if isinstance(task_env := env.unwrapped, TaskEnv):
+            env.reset(seed=seed)
+            task_env.task = task_env.task
+        learner = self._learner(int(np.random.default_rng(seed).integers(2**31)), deterministic)
+        for episode in range(episodes):
+            learner.run_episode(env, seed=seed if episode == 0 else None)
+        return learner
+
+    def _learner(self, seed: int, deterministic: bool) -> Learner:
+        return Learner(self.player(deterministic), seed)
 
     # -- saving and loading --------------------------------------------------------------------------------------
 

@@ -1,54 +1,19 @@
-"""Acting with a memory: whole batches of trials for evaluation, and one learner on one new task."""
+"""One learner on one new task, and the reading of single observations and memories."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3 import PPO
 
+from metarl.algorithms.export import to_stable_baselines
+from metarl.algorithms.players import AdaptivePlayer, GradientPlayer
+from metarl.batched import of_task
 from metarl.policies import Memory, TrialPolicy
-from metarl.trials import Observations, Transition, to_tensor
-from metarl_envs import TaskSet
-
-
-class MemoryPlayer:
-    """Plays trials with a `TrialPolicy`; adaptation is what its memory takes in.
-
-    Args:
-        policy: the policy.
-        name: how tables and pictures call it.
-        deterministic: take the likeliest action instead of sampling.
-    """
-
-    def __init__(self, policy: TrialPolicy, name: str = "agent", deterministic: bool = False):
-        self.policy = policy
-        self.name = name
-        self.deterministic = deterministic
-
-    def start_trials(self, tasks: TaskSet, rng: np.random.Generator) -> None:
-        """Empty the memory for one trial per task."""
-        self.start(len(tasks), int(rng.integers(2**31)))
-
-    def start(self, batch_size: int, seed: int) -> None:
-        """Empty the memory for `batch_size` trials; `seed` draws the actions."""
-        self.policy.set_training_mode(False)
-        self.memory: Memory = self.policy.initial_memory(batch_size)
-        self._generator = torch.Generator(self.policy.device).manual_seed(seed)
-
-    @torch.no_grad()
-    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
-        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
-        deterministic = self.deterministic if deterministic is None else deterministic
-        head = self.policy.policy_head
-        params, _, self._core = self.policy.act(to_tensor(observations, self.policy.device), self.memory)
-        self._actions = head.mode(params) if deterministic else head.sample(params, self._generator)
-        return head.to_env(self._actions)
-
-    def observe(self, transition: Transition) -> None:
-        """Take in what came of the last actions."""
-        done = transition.terminated | transition.truncated
-        self.memory = self.policy.remember(self._core, self._actions, transition.rewards, done)
+from metarl.trials import Observations, Transition
 
 
 class Learner:
@@ -65,11 +30,11 @@ class Learner:
         returns: undiscounted return of every episode played so far.
     """
 
-    def __init__(self, policy: TrialPolicy, seed: int, deterministic: bool = False):
-        self.observation_space = policy.observation_space
-        self.action_space = policy.action_space
+    def __init__(self, player: AdaptivePlayer, seed: int):
+        self.observation_space = player.policy.observation_space
+        self.action_space = player.policy.action_space
         self.returns: list[float] = []
-        self._player = MemoryPlayer(policy, deterministic=deterministic)
+        self._player = player
         self._player.start(1, seed)
         self._return = 0.0
         self._step = 0
@@ -99,8 +64,11 @@ class Learner:
         self._waiting = True
         return (action[0] if single else action), None
 
-    def observe(self, reward: float, terminated: bool, truncated: bool = False) -> None:
+    def observe(self, reward: float, terminated: bool, truncated: bool = False, next_observation: Any = None) -> None:
         """What came of the last action.
+
+        `next_observation` is read only by agents with a value network, where an episode was truncated; without it, the
+        state before is taken for it.
 
         Raises:
             RuntimeError: when there was no action.
@@ -112,13 +80,18 @@ class Learner:
             where = f"step {self._step} of episode {len(self.returns) + 1}"
             raise ValueError(f"reward must be finite, got {reward} in {where}")
         flags = np.array([[terminated], [truncated]], bool)
-        self._player.observe(Transition(None, None, np.array([reward]), *flags, None))
+        successor = None if next_observation is None else as_batch(next_observation, self.observation_space)[0]
+        self._player.observe(Transition(None, None, np.array([reward]), *flags, successor))
         self._waiting = False
         self._return += float(reward)
         self._step += 1
         if terminated or truncated:
             self.returns.append(self._return)
             self._return, self._step = 0.0, 0
+
+    def export(self, path: str | Path) -> Path:
+        """Agents that adapt by a memory have no ordinary policy to export."""
+        raise ValueError("only agents that adapt by gradient steps can be exported: what this one has learned is its memory")
 
     def watch(self, env: gym.Env) -> gym.Env:
         """`env`, wrapped so that every step is observed by this learner."""
@@ -130,9 +103,49 @@ class Learner:
         while True:
             action, _ = self.predict(observation)
             observation, reward, terminated, truncated, _ = env.step(action)
-            self.observe(reward, terminated, truncated)
+            self.observe(reward, terminated, truncated, observation)
             if terminated or truncated:
                 return self.returns[-1]
+
+
+class GradientLearner(Learner):
+    """A learner that adapts by gradient steps, one after every `episodes_per_update` episodes.
+
+    What it has become is an ordinary policy: `stable_baselines()` gives it as Stable-Baselines3's PPO.
+    """
+
+    _player: GradientPlayer
+
+    @property
+    def gradient_steps(self) -> int:
+        """Steps taken so far."""
+        return int(self._player.updates[0])
+
+    def adapt(self, env: gym.Env, gradient_steps: int, seed: int | None = None) -> Self:
+        """Play as many episodes as it takes for so many further gradient steps."""
+        if gradient_steps < 0:
+            raise ValueError(f"gradient_steps must be at least 0, got {gradient_steps}")
+        wanted = self.gradient_steps + gradient_steps
+        while self.gradient_steps < wanted:
+            self.run_episode(env, seed)
+            seed = None
+        return self
+
+    def stable_baselines(self, **options: Any) -> PPO:
+        """The policy as it is now, as Stable-Baselines3's PPO; `options` are of its constructor, for training on.
+
+        Raises:
+            ValueError: when Stable-Baselines3 cannot take the spaces, with the reason.
+        """
+        return to_stable_baselines(self._player.policy, of_task(self._player.params, 0), **options)
+
+    def export(self, path: str | Path) -> Path:
+        """Write `stable_baselines()` to a file that `PPO.load(path, env)` reads; without a suffix, `.zip` is appended."""
+        path = Path(path) if Path(path).suffix else Path(path).with_suffix(".zip")
+        model = self.stable_baselines()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+        return path
 
 
 class _Watched(gym.Wrapper):
@@ -142,7 +155,7 @@ class _Watched(gym.Wrapper):
 
     def step(self, action: Any):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._learner.observe(reward, terminated, truncated)
+        self._learner.observe(reward, terminated, truncated, observation)
         return observation, reward, terminated, truncated, info
 
 

@@ -5,24 +5,24 @@ reinforcement learn". Departures: PPO (Schulman et al. 2017) in place of TRPO an
 curriculum over the trial's length as an option.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarl import losses
-from metarl.algorithms.base import MetaAlgorithm, check_spaces
-from metarl.algorithms.learner import Learner, MemoryPlayer, as_batch, split_trial_observation, unpack_memory
+from metarl.algorithms.base import MetaAlgorithm
+from metarl.algorithms.learner import as_batch, split_trial_observation, unpack_memory
+from metarl.algorithms.players import MemoryPlayer
+from metarl.algorithms.schedules import geometric, set_learning_rate
 from metarl.collection import collect_trials
 from metarl.policies import TrialPolicy
-from metarl.returns import trial_gae
+from metarl.returns import gae
 from metarl.trials import Trials, batch_size_of, to_tensor
-from metarl_envs import TaskEnv, TaskFamily
+from metarl_envs import TaskFamily
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,6 @@ class RL2PPO(MetaAlgorithm):
 
     def _take_family(self, family: TaskFamily) -> None:
         config = self.config
-        if config.train_split not in family.splits:
-            raise ValueError(f"train_split must be one of {', '.join(family.splits)}, got {config.train_split!r}")
         episodes = config.episodes_per_trial or family.episodes_per_trial
         longest = episodes * family.max_episode_steps
         if config.num_steps is not None and config.num_steps < longest:
@@ -129,7 +127,9 @@ class RL2PPO(MetaAlgorithm):
         trials = self._rollout(callback, episodes)
         if trials is None:
             return False
-        set_learning_rate(self.policy.optimizer, learning_rate(self.config, progress))
+        set_learning_rate(
+            self.policy.optimizer, geometric(self.config.learning_rate, self.config.final_learning_rate, progress)
+        )
         metrics = update(self.policy, trials, self.config, progress, self.rngs["minibatches"])
         self._n_updates += self.config.epochs
         self._record(trials, episodes, metrics)
@@ -218,30 +218,6 @@ class RL2PPO(MetaAlgorithm):
         played = head.to_env(actions)
         return (played[0] if single else played), tuple(part.cpu().numpy() for part in (*core, actions))
 
-    def adapt(self, env: gym.Env, episodes: int = 0, *, seed: int | None = None, deterministic: bool = False) -> Learner:
-        """Play `episodes` episodes in ONE new task and return the learner, which goes on adapting as it acts.
-
-        An environment of the family stays in that task from then on, instead of drawing a new one after every trial.
-
-        Args:
-            env: a Gymnasium environment with the training spaces: of the family, or your own.
-            episodes: episodes to play first; 0 gives the learner before its first.
-            seed: seeds the environment and the actions.
-            deterministic: take likeliest actions instead of sampling.
-        """
-        if not isinstance(env, gym.Env):
-            raise ValueError(f"env must be a single Gymnasium environment, such as gym.make(ID), got {type(env).__name__}")
-        check_spaces(env, self.observation_space, self.action_space)
-        if episodes < 0:
-            raise ValueError(f"episodes must be at least 0, got {episodes}")
-        if isinstance(task_env := env.unwrapped, TaskEnv):
-            env.reset(seed=seed)
-            task_env.task = task_env.task
-        learner = Learner(self.policy, int(np.random.default_rng(seed).integers(2**31)), deterministic)
-        for episode in range(episodes):
-            learner.run_episode(env, seed=seed if episode == 0 else None)
-        return learner
-
 
 def curriculum_episodes(config: RL2Config, full: int, progress: float) -> int:
     """Episodes per trial at `progress` in [0, 1]: geometric growth from `curriculum_start` to `full`."""
@@ -250,24 +226,12 @@ def curriculum_episodes(config: RL2Config, full: int, progress: float) -> int:
     return round(config.curriculum_start * (full / config.curriculum_start) ** (progress / config.curriculum_fraction))
 
 
-def learning_rate(config: RL2Config, progress: float) -> float:
-    """Geometric between the first and the final rate."""
-    final = config.learning_rate / 10 if config.final_learning_rate is None else config.final_learning_rate
-    return math.exp((1 - progress) * math.log(config.learning_rate) + progress * math.log(final))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group this rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def update(
     policy: TrialPolicy, trials: Trials, config: RL2Config, progress: float, rng: np.random.Generator
 ) -> dict[str, float]:
     """PPO epochs over whole trials: advantages, then minibatches of rows, each scanned from its trials' starts."""
     policy.set_training_mode(True)
-    advantages, returns = trial_gae(
+    advantages, returns = gae(
         trials.rewards, trials.values, trials.trial_end, trials.bootstrap, config.gamma, config.gae_lambda
     )
     policy.track_returns(returns, config.return_rate)

@@ -259,7 +259,7 @@ def evaluate(
             trained on.
         split: where tasks are drawn from.
         num_tasks: how many; by default 20,000, or as many as two million steps allow where trials are long.
-        episodes: episodes per trial; the family's own trial length by default.
+        episodes: episodes per trial; by default as many as the model was trained with, or the family's own trial length.
         seed: seeds the drawing of tasks, the environments and the players.
         references: whether the family's classical players (`reference_players`) play the same tasks for comparison;
             or players of your own choice.
@@ -282,7 +282,8 @@ def evaluate(
                 raise ValueError(f"family must have the model's {kind}, {expected}, got {given}")
     if reference_tasks is not None and reference_tasks < 1:
         raise ValueError(f"reference_tasks must be at least 1, got {reference_tasks}")
-    episodes = family.episodes_per_trial if episodes is None else episodes
+    if episodes is None:
+        episodes = family.episodes_per_trial if model is None else model.episodes_in(family)
     if tasks is None:
         if num_tasks is None:
             num_tasks = int(np.clip(MAX_STEPS // (family.max_episode_steps * max(episodes, 1)), 1, MAX_TASKS))

@@ -9,7 +9,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from metarl.algorithms.learner import Learner, MemoryPlayer, as_batch
+from metarl.algorithms.learner import Learner, as_batch
+from metarl.algorithms.players import MemoryPlayer
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.trials import Transition, to_tensor
 from metarl_envs import ContextFamily, TaskEnv, make_family
@@ -152,7 +153,7 @@ def test_one_call_may_be_deterministic_and_the_next_not(walkers):
     observation = {"x": np.float32([0.5, 1]), "end": 1}
     actions = []
     for deterministic in (True, None, True, False):
-        twin = Learner(walkers.policy, seed=len(actions))
+        twin = Learner(MemoryPlayer(walkers.policy), seed=len(actions))
         learner._player.memory = twin._player.memory
         actions.append(learner.predict(observation, deterministic=deterministic)[0])
         learner.observe(0.0, False)
@@ -190,12 +191,12 @@ def test_memory_equals_stepping_the_policy_by_hand(walkers):
                 inputs = policy.inputs(batch, *context)
                 params, _, core = policy.step(inputs, core)
             action, _ = learner.predict(observation, deterministic=True)
-            np.testing.assert_array_equal(action, head.to_env(params)[0])
+            np.testing.assert_array_equal(action, head.to_env(head.mode(params))[0])
             observation, reward, terminated, truncated, _ = env.step(action)
             learner.observe(reward, terminated, truncated)
             over = terminated or truncated
             # the next step reads what was just done and what came of it, also across episodes; nothing is cleared
-            context = (params, torch.tensor([reward]).float(), torch.tensor([float(over)]), torch.ones(1))
+            context = (head.mode(params), torch.tensor([reward]).float(), torch.tensor([float(over)]), torch.ones(1))
             total += reward
         returns.append(total)
     assert learner.returns == returns

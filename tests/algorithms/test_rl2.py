@@ -27,7 +27,8 @@ from stable_baselines3.common.callbacks import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metarl.algorithms.rl2 import RL2PPO, RL2Config, curriculum_episodes, learning_rate, minibatches
+from metarl.algorithms.rl2 import RL2PPO, RL2Config, curriculum_episodes, minibatches
+from metarl.algorithms.schedules import geometric
 from metarl.algorithms.vec_env import TrialVecEnv
 from metarl_envs import ContextFamily, make_family
 
@@ -335,9 +336,8 @@ def test_a_reward_that_is_not_a_number_stops_training():
 
 
 def test_learning_rate_is_geometric():
-    config = RL2Config(learning_rate=1e-2, final_learning_rate=1e-4)
-    assert [learning_rate(config, p) for p in (0, 0.5, 1)] == pytest.approx([1e-2, 1e-3, 1e-4])
-    assert learning_rate(RL2Config(learning_rate=0.5), 1) == pytest.approx(0.05)  # a tenth, whatever the first is
+    assert [geometric(1e-2, 1e-4, p) for p in (0, 0.5, 1)] == pytest.approx([1e-2, 1e-3, 1e-4])
+    assert geometric(0.5, None, 1) == pytest.approx(0.05)  # a tenth, whatever the first is
 
 
 def test_the_curriculum_grows_to_whole_trials():

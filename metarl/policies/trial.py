@@ -7,15 +7,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from metarl.distributions import make_head
 from metarl.memory import CORES, State, clear
+from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, mlp, preprocess
 from metarl.trials import TensorObs
-
-_OBSERVABLE = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiBinary, gym.spaces.MultiDiscrete)
 
 
 class Memory(NamedTuple):
@@ -28,16 +26,12 @@ class Memory(NamedTuple):
     started: Tensor  # [B] float, 0 at the first step of a trial
 
 
-class TrialPolicy(BasePolicy):
+class TrialPolicy(NormalisedValue, BasePolicy):
     """RL²'s policy (Duan et al. 2016; Wang et al. 2016).
 
     The input at every step is (observation, previous action, previous reward, previous done). The last three are zero
     at the first step of a TRIAL only: at the first step of a later episode they tell how the one before ended. The
     policy and the value function share encoder and core.
-
-    Value outputs are in units of a running mean and standard deviation of the returns, and the layer is rescaled when
-    these move, so that its predictions do not (Pop-Art, van Hasselt et al. 2016): gradients keep one scale whatever
-    the rewards' and the trial's length.
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a flat `Dict` of these.
@@ -71,33 +65,24 @@ class TrialPolicy(BasePolicy):
         if core not in CORES:
             raise ValueError(f"core must be one of {', '.join(CORES)}, got {core!r}")
         encoder = (core_size,) if encoder is None else encoder
-        for name, sizes in (("encoder", encoder), ("heads", heads)):
-            if isinstance(sizes, str) or not isinstance(sizes, Sequence):
-                raise ValueError(f"{name} must be a list of sizes, got {sizes!r}")
+        check_sizes(encoder=encoder, heads=heads)
         if not isinstance(skip, bool):
             raise ValueError(f"skip must be true or false, got {skip!r}")
         if core_kwargs is not None and not isinstance(core_kwargs, Mapping):
             raise ValueError(f"core_kwargs must be a mapping, got {core_kwargs!r}")
-        leaves = observation_space.values() if isinstance(observation_space, gym.spaces.Dict) else [observation_space]
-        if any(not isinstance(leaf, _OBSERVABLE) for leaf in leaves):
-            names = ", ".join(kind.__name__ for kind in _OBSERVABLE)
-            raise ValueError(f"observation space must be one of {names}, or a flat Dict of these, got {observation_space}")
-        if features_extractor_class is None:
-            is_dict = isinstance(observation_space, gym.spaces.Dict)
-            features_extractor_class = CombinedExtractor if is_dict else FlattenExtractor
+        features_extractor_class = features_extractor_class or default_extractor(observation_space)
         super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs)
         self.extractor = self.make_features_extractor()
         self.policy_head = make_head(core_size if not heads else heads[-1], action_space)
         input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
-        self.encoder = _mlp(input_size, encoder)
+        self.encoder = mlp(input_size, encoder)
         encoded_size = encoder[-1] if encoder else input_size
         self.core = CORES[core](encoded_size, core_size, **(core_kwargs or {}))
         self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
-        self.policy_trunk = _mlp(core_size, heads)
-        self.value_trunk = _mlp(core_size, heads)
+        self.policy_trunk = mlp(core_size, heads)
+        self.value_trunk = mlp(core_size, heads)
         self.value_head = nn.Linear(heads[-1] if heads else core_size, 1)
-        self.register_buffer("value_mean", torch.zeros(()))
-        self.register_buffer("value_std", torch.ones(()))
+        self.make_value_scale()
         with torch.no_grad():  # start near the uniform policy and a zero value
             for layer in (self.policy_head.linear, self.value_head):
                 nn.init.orthogonal_(layer.weight, 0.01)
@@ -120,9 +105,7 @@ class TrialPolicy(BasePolicy):
     ) -> Tensor:
         """Everything that the policy reads, `[..., input_size]`; arguments as in `Memory`, of any leading shape."""
         lead = started.shape
-        from_zero = _from_zero(observations, self.observation_space)
-        flat = _map(from_zero, lambda o: o.reshape(-1, *o.shape[len(lead) :]))
-        features = self.extractor(preprocess_obs(flat, self.observation_space)).reshape(*lead, -1)
+        features = self.extractor(preprocess(observations, self.observation_space, len(lead))).reshape(*lead, -1)
         context = [
             self.policy_head.features(previous_action) * started[..., None],
             (previous_reward * started)[..., None],
@@ -137,7 +120,7 @@ class TrialPolicy(BasePolicy):
         x = self.encoder(inputs)
         y, state = self.core.step(x, state)
         y = self._read(x, y)
-        return self._action_params(y), self._denormalised(self._values(y)), state
+        return self._action_params(y), self.denormalise(self._values(y)), state
 
     def scan(self, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
@@ -154,26 +137,6 @@ class TrialPolicy(BasePolicy):
 
     def _values(self, y: Tensor) -> Tensor:
         return self.value_head(self.value_trunk(y))[..., 0]
-
-    def _denormalised(self, values: Tensor) -> Tensor:
-        return values * self.value_std + self.value_mean
-
-    def normalise(self, returns: Tensor) -> Tensor:
-        """Returns in the units of the value outputs."""
-        return (returns - self.value_mean) / self.value_std
-
-    @torch.no_grad()
-    def track_returns(self, returns: Tensor, rate: float) -> None:
-        """Move the running mean and standard deviation towards those of `returns`, keeping all predictions."""
-        returns = returns.double()  # the variance is a small difference where returns are large
-        old_mean, old_std = self.value_mean.double(), self.value_std.double()
-        mean = torch.lerp(old_mean, returns.mean(), rate)
-        second = torch.lerp(old_std**2 + old_mean**2, returns.square().mean(), rate)
-        mean, std = mean.float(), (second - mean**2).clamp(min=1e-8).sqrt().float()
-        self.value_head.weight.mul_(self.value_std / std)
-        self.value_head.bias.copy_((self._denormalised(self.value_head.bias) - mean) / std)
-        self.value_mean.copy_(mean)
-        self.value_std.copy_(std)
 
     # -- acting --------------------------------------------------------------------------------------------------
 
@@ -205,31 +168,14 @@ class TrialPolicy(BasePolicy):
         core = clear(memory.core, self.core.initial_state(len(rows)), ~keep)
         return memory._replace(core=core, started=memory.started * keep)
 
+    def value_if_it_went_on(self, observations: TensorObs, memory: Memory) -> Tensor:
+        """What is expected from `observations [B, ...]` on, had the episode not been cut before them."""
+        memory = memory._replace(previous_done=torch.zeros_like(memory.previous_done))
+        return self.act(observations, memory)[1]
+
     def forward(self, observations: TensorObs, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """As `act`."""
         return self.act(observations, memory)
 
     def _predict(self, observation: TensorObs, deterministic: bool = False) -> Tensor:
         raise TypeError("this policy acts with a memory: use the model's predict(observation, state, episode_start)")
-
-
-def _mlp(input_size: int, sizes: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size in sizes:
-        layers += [nn.Linear(input_size, size), nn.Tanh()]
-        input_size = size
-    return nn.Sequential(*layers)
-
-
-def _from_zero(observations: TensorObs, space: gym.Space) -> TensorObs:
-    """Observations with those of `Discrete` spaces counted from 0, wherever the space starts."""
-    if isinstance(space, gym.spaces.Dict):
-        return {key: _from_zero(observations[key], part) for key, part in space.items()}
-    start = getattr(space, "start", 0)
-    return observations - torch.as_tensor(start, device=observations.device) if np.any(start) else observations
-
-
-def _map(observations: TensorObs, function) -> TensorObs:
-    if isinstance(observations, dict):
-        return {key: function(value) for key, value in observations.items()}
-    return function(observations)

@@ -1,0 +1,200 @@
+"""Trained agents as players of whole batches of trials: by a memory, or by gradient steps."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from metarl.algorithms.meta_gradient import Settings, adapt, make_batch
+from metarl.batched import Params, for_tasks
+from metarl.policies import AdaptedPolicy, GradientPolicy, Memory, TrialPolicy
+from metarl.trials import Observations, Player, TensorObs, Transition, Trials, to_tensor
+from metarl.updates import Diverged, check_adapted
+from metarl_envs import TaskSet
+
+
+class AdaptivePlayer(Player, Protocol):
+    """A player that a `Learner` can act with."""
+
+    policy: TrialPolicy | GradientPolicy
+
+    def start(self, batch_size: int, seed: int) -> None:
+        """Be before the first step of `batch_size` trials; `seed` draws the actions."""
+
+    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
+        """Actions `[B, ...]`; `deterministic` overrides the player's own way."""
+
+
+class MemoryPlayer:
+    """Plays trials with a `TrialPolicy`; adaptation is what its memory takes in.
+
+    Args:
+        policy: the policy.
+        name: how tables and pictures call it.
+        deterministic: take the likeliest action instead of sampling.
+    """
+
+    def __init__(self, policy: TrialPolicy, name: str = "agent", deterministic: bool = False):
+        self.policy = policy
+        self.name = name
+        self.deterministic = deterministic
+
+    def start_trials(self, tasks: TaskSet, rng: np.random.Generator) -> None:
+        """Empty the memory for one trial per task."""
+        self.start(len(tasks), int(rng.integers(2**31)))
+
+    def start(self, batch_size: int, seed: int) -> None:
+        """Empty the memory for `batch_size` trials; `seed` draws the actions."""
+        self.policy.set_training_mode(False)
+        self.memory: Memory = self.policy.initial_memory(batch_size)
+        self._generator = torch.Generator(self.policy.device).manual_seed(seed)
+
+    @torch.no_grad()
+    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
+        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
+        deterministic = self.deterministic if deterministic is None else deterministic
+        head = self.policy.policy_head
+        params, _, self._core = self.policy.act(to_tensor(observations, self.policy.device), self.memory)
+        self._actions = head.mode(params) if deterministic else head.sample(params, self._generator)
+        return head.to_env(self._actions)
+
+    def observe(self, transition: Transition) -> None:
+        """Take in what came of the last actions."""
+        done = transition.terminated | transition.truncated
+        self.memory = self.policy.remember(self._core, self._actions, transition.rewards, done)
+
+
+class GradientPlayer:
+    """Plays trials with a `GradientPolicy`, whose parameters take a step after every `episodes_per_update` episodes.
+
+    Args:
+        policy: the policy and its update rule.
+        settings: of the inner loss.
+        episodes_per_update: episodes of a slot between its steps.
+        name: how tables and pictures call it.
+        deterministic: take the likeliest action instead of sampling. Then there is little to learn from: gradient
+            estimates need actions that vary.
+    """
+
+    def __init__(
+        self,
+        policy: GradientPolicy,
+        settings: Settings,
+        episodes_per_update: int,
+        name: str = "agent",
+        deterministic: bool = False,
+    ):
+        self.policy = policy
+        self.settings = settings
+        self.episodes_per_update = episodes_per_update
+        self.name = name
+        self.deterministic = deterministic
+
+    def start_trials(self, tasks: TaskSet, rng: np.random.Generator) -> None:
+        """Go back to the starting point for one trial per task."""
+        self.start(len(tasks), int(rng.integers(2**31)))
+
+    def start(self, batch_size: int, seed: int) -> None:
+        """Go back to the starting point for `batch_size` trials; `seed` draws the actions."""
+        self.policy.set_training_mode(False)
+        initial = {name: value.detach() for name, value in self.policy.initial_params().items()}
+        self._acting = AdaptedPolicy(self.policy, {n: p.clone() for n, p in for_tasks(initial, batch_size).items()})
+        self._rule_state = self.policy.rule.init(self.params)
+        self._generator = torch.Generator(self.policy.device).manual_seed(seed)
+        self.updates = np.zeros(batch_size, np.int64)
+        self._episodes = np.zeros(batch_size, np.int64)  # since the last update
+        self._since = np.zeros(batch_size, np.int64)  # the step at which these began
+        self._step = self._forgotten = 0
+        self._steps: list[dict[str, Any]] = []
+
+    @property
+    def params(self) -> Params:
+        """The parameters that each slot has adapted to, `[B, ...]`."""
+        return self._acting.params
+
+    @torch.no_grad()
+    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
+        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
+        deterministic = self.deterministic if deterministic is None else deterministic
+        head = self.policy.policy_head
+        observations = _map(to_tensor(observations, self.policy.device), torch.clone)
+        params, values, _ = self._acting.act(observations, None)
+        actions = head.mode(params) if deterministic else head.sample(params, self._generator)
+        log_probs = head.log_prob(params, actions)
+        self._now = {"observations": observations, "actions": actions, "log_probs": log_probs, "values": values}
+        return head.to_env(actions)
+
+    def observe(self, transition: Transition) -> None:
+        """Take in what came of the last actions; slots with enough episodes take a gradient step."""
+        terminated, truncated = transition.terminated, transition.truncated
+        self._now |= {"rewards": transition.rewards.astype(np.float32), "terminated": terminated, "truncated": truncated}
+        self._now["bootstrap"] = self._value_after(transition)
+        self._steps.append(self._now)
+        self._step += 1
+        self._episodes += terminated | truncated
+        due = self._episodes >= self.episodes_per_update
+        if due.any():
+            self._update(np.flatnonzero(due))
+            self._since[due], self._episodes[due] = self._step, 0
+            self.updates += due
+            outdated = self._since.min() - self._forgotten
+            del self._steps[:outdated]
+            self._forgotten += outdated
+
+    @torch.no_grad()
+    def _value_after(self, transition: Transition) -> Tensor:
+        values = torch.zeros_like(self._now["values"])
+        if self.settings.baseline == "network" and transition.truncated.any():
+            cut = torch.as_tensor(transition.truncated, device=values.device)
+            successors = transition.next_observations
+            after = self._now["values"]
+            if successors is not None:
+                after = self._acting.value_if_it_went_on(to_tensor(successors, values.device), None)
+            values = after * cut
+        return values
+
+    def _update(self, rows: np.ndarray) -> None:
+        first = self._since[rows].min()
+        steps = self._steps[first - self._forgotten :]
+        index = torch.as_tensor(rows, device=self.policy.device)
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([torch.as_tensor(step[name], device=self.policy.device)[index] for step in steps])
+
+        names = ("actions", "rewards", "terminated", "truncated", "bootstrap", "log_probs", "values")
+        record = {name: stacked(name) for name in names}
+        observations = [_map(step["observations"], lambda x: x[index]) for step in steps]
+        nested = isinstance(observations[0], dict)
+        record["observations"] = (
+            {key: torch.stack([one[key] for one in observations]) for key in observations[0]}
+            if nested
+            else torch.stack(observations)
+        )
+        done = record["terminated"] | record["truncated"]
+        start = torch.ones_like(done)
+        start[1:] = done[:-1]
+        end = torch.zeros_like(done)
+        end[-1] = True
+        trials = Trials(**record, episode_start=start, trial_start=torch.zeros_like(done), trial_end=end)
+        times = torch.arange(first, self._step, device=self.policy.device)[:, None]
+        valid = times >= torch.as_tensor(self._since[rows], device=self.policy.device)
+        batch = make_batch(self.policy, trials, len(rows), valid, self.settings)
+        params = {name: value[index] for name, value in self.params.items()}
+        state = tree_map(lambda x: x[index], self._rule_state)
+        params, state, losses = adapt(self.policy, params, state, batch, self.settings)
+        try:
+            check_adapted(params, losses, int(self.updates[rows[0]]) + 1)
+        except Diverged as error:
+            task = int(rows[error.task])
+            raise Diverged(task, f"task {task}: {error}") from error
+        for name, value in self.params.items():
+            value[index] = params[name].detach()
+        self._rule_state = tree_map(lambda old, new: old.index_copy(0, index, new.detach()), self._rule_state, state)
+
+
+def _map(observations: TensorObs, function) -> TensorObs:
+    if isinstance(observations, dict):
+        return {key: function(value) for key, value in observations.items()}
+    return function(observations)

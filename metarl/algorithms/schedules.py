@@ -1,0 +1,17 @@
+"""How a rate moves in the course of training."""
+
+import math
+
+import torch
+
+
+def geometric(start: float, end: float | None, progress: float) -> float:
+    """From `start` to `end`, a tenth of it by default, as `progress` goes from 0 to 1; a constant factor per step."""
+    end = start / 10 if end is None else end
+    return math.exp((1 - progress) * math.log(start) + progress * math.log(end))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,77 @@
+"""Networks with one set of parameters per task: all tasks in one forward.
+
+`Params` maps the names of a module's parameters to tensors with a leading task axis `[N, *shape]`. Gradients of a sum over
+tasks with respect to them are gradients per task. Linear layers become batched matrix products, several times faster than
+a loop over tasks or `torch.func.vmap`; what is between them has no parameters and needs no change.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+Params = dict[str, Tensor]
+"""Parameters by name, each `[N, *shape]`."""
+
+TaskBatching = Literal["auto", "batched", "loop"]
+"""How tasks run through layers other than linear ones: side by side, one after another, or as is faster."""
+
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+def for_tasks(params: Mapping[str, Tensor], num_tasks: int) -> Params:
+    """The same parameters for every one of `num_tasks` tasks; gradients flow back to `params`, summed over tasks."""
+    return {name: value.expand(num_tasks, *value.shape) for name, value in params.items()}
+
+
+def of_task(params: Params, task: int) -> Params:
+    """The parameters of one task, without the task axis."""
+    return {name: value[task] for name, value in params.items()}
+
+
+def subset(params: Params, prefix: str) -> Params:
+    """The parameters of the submodule `prefix`, under the names that it has for them."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in params.items() if name.startswith(f"{prefix}.")}
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x [N, M, I]`, `weight [N, O, I]`, `bias [N, O]` -> `[N, M, O]`."""
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+
+
+def call_batched(module: nn.Module, params: Params, x: Any, how: TaskBatching = "auto") -> Tensor:
+    """`module` on `x [N, M, ...]` (or a dictionary of such), task `n` with its own parameters: `[N, M, ...]`.
+
+    Sequences of linear layers and of layers without parameters run as batched matrix products. A module with a method
+    `forward_batched(params, x)` does it itself. Any other goes through `torch.func.vmap` or, one task after another,
+    through a loop: where it holds convolutions on a CPU, whose grouped form is slow there, and where it holds batch
+    normalisation, whose second derivatives under `vmap` are wrong (PyTorch 2.13).
+    """
+    if hasattr(module, "forward_batched"):
+        return module.forward_batched(params, x)
+    if isinstance(module, nn.Sequential):
+        for name, layer in module.named_children():
+            x = call_batched(layer, subset(params, name), x, how)
+        return x
+    if isinstance(module, nn.Linear) and x.ndim == 3:
+        return linear(x, params["weight"], params.get("bias"))
+    if not params and isinstance(x, Tensor) and not any(True for _ in module.buffers()):
+        return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    if how == "loop" or _loop_is_better(module, next(iter(params.values())).device, how):
+        tasks = range(len(next(iter(params.values()))))
+        return torch.stack([functional_call(module, of_task(params, n), (_at(x, n),)) for n in tasks])
+    return vmap(lambda p, one: functional_call(module, p, (one,)), randomness="different")(params, x)
+
+
+def _loop_is_better(module: nn.Module, device: torch.device, how: TaskBatching) -> bool:
+    layers = list(module.modules())
+    if any(isinstance(layer, _BATCH_NORM) for layer in layers):
+        return True
+    return how == "auto" and device.type == "cpu" and any(isinstance(layer, _CONVOLUTIONS) for layer in layers)
+
+
+def _at(x: Any, task: int) -> Any:
+    return {key: value[task] for key, value in x.items()} if isinstance(x, dict) else x[task]
