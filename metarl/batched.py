@@ -52,17 +52,17 @@ def call_batched(module: nn.Module, params: Params, x: Any, how: TaskBatching = 
     """
     if hasattr(module, "forward_batched"):
         return module.forward_batched(params, x)
-    if isinstance(module, nn.Sequential):
+    if type(module).forward is nn.Sequential.forward and len({*module}) == len(module):  # no layer is in it twice
         for name, layer in module.named_children():
             x = call_batched(layer, subset(params, name), x, how)
         return x
-    if isinstance(module, nn.Linear) and x.ndim == 3:
+    if type(module) is nn.Linear and x.ndim == 3:
         return linear(x, params["weight"], params.get("bias"))
     if not params and isinstance(x, Tensor) and not any(True for _ in module.buffers()):
         return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    if how == "loop" or _loop_is_better(module, next(iter(params.values())).device, how):
-        tasks = range(len(next(iter(params.values()))))
-        return torch.stack([functional_call(module, of_task(params, n), (_at(x, n),)) for n in tasks])
+    leaf = next(iter(x.values())) if isinstance(x, dict) else x
+    if how == "loop" or _loop_is_better(module, leaf.device, how):
+        return torch.stack([functional_call(module, of_task(params, n), (_at(x, n),)) for n in range(len(leaf))])
     return vmap(lambda p, one: functional_call(module, p, (one,)), randomness="different")(params, x)
 
 

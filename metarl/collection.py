@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.distributions import CategoricalHead, GaussianHead
 from metarl.policies import AdaptedPolicy, TrialPolicy
 from metarl.trials import TensorObs, Trials, check_finite, to_tensor
 from metarl_envs import TaskSet, TaskVectorEnv
@@ -57,11 +58,12 @@ def collect_trials(
     played = np.zeros(num_slots, bool)  # a whole trial
     starts = np.ones((2, num_slots), bool)  # of an episode, of a trial
     record = _Recorder(num_steps, num_slots, device)
+    head = policy.policy_head
 
     for t in range(num_steps):
         params, values, core = policy.act(observations, memory)
-        actions = policy.policy_head.sample(params, generator)
-        successors, rewards, terminated, truncated, _ = envs.step(policy.policy_head.to_env(actions))
+        actions = head.sample(params, generator)
+        successors, rewards, terminated, truncated, _ = envs.step(head.to_env(actions))
         check_finite(rewards, envs, t)
         done = terminated | truncated
         episode += done
@@ -92,7 +94,7 @@ def collect_trials(
             t,
             observations=observations,
             actions=actions,
-            log_probs=policy.policy_head.log_prob(params, actions),
+            params=params,
             values=values,
             bootstrap=bootstrap,
             rewards=rewards,
@@ -104,7 +106,7 @@ def collect_trials(
             return None
         if finished:
             break
-    return record.trials(t + 1)
+    return record.trials(t + 1, head)
 
 
 class _Recorder:
@@ -112,15 +114,16 @@ class _Recorder:
 
     def __init__(self, num_steps: int, num_slots: int, device: torch.device):
         self.shape, self.device = (num_steps, num_slots), device
-        self.floats = torch.zeros(3, num_steps, num_slots, device=device)  # log_probs, values, bootstrap
+        self.floats = torch.zeros(2, num_steps, num_slots, device=device)  # values, bootstrap
         self.rewards = np.zeros((num_steps, num_slots), np.float32)
         self.flags = np.zeros((5, num_steps, num_slots), bool)
         self.observations: TensorObs | None = None
         self.actions: Tensor | None = None
+        self.params: Tensor | None = None
 
-    def write(self, t, *, observations, actions, log_probs, values, bootstrap, rewards, flags) -> None:
+    def write(self, t, *, observations, actions, params, values, bootstrap, rewards, flags) -> None:
         if self.actions is None:
-            self.actions = self._like(actions)
+            self.actions, self.params = self._like(actions), self._like(params)
             is_dict = isinstance(observations, dict)
             self.observations = {k: self._like(v) for k, v in observations.items()} if is_dict else self._like(observations)
         if isinstance(observations, dict):
@@ -129,10 +132,10 @@ class _Recorder:
         else:
             self.observations[t] = observations
         self.actions[t] = actions
-        self.floats[0, t] = log_probs
-        self.floats[1, t] = values
+        self.params[t] = params
+        self.floats[0, t] = values
         if bootstrap is not None:
-            self.floats[2, t] = bootstrap
+            self.floats[1, t] = bootstrap
         self.rewards[t] = rewards
         for i, flag in enumerate(flags):
             self.flags[i, t] = flag
@@ -140,8 +143,8 @@ class _Recorder:
     def _like(self, x: Tensor) -> Tensor:
         return torch.zeros(self.shape[0], *x.shape, dtype=x.dtype, device=self.device)
 
-    def trials(self, num_steps: int) -> Trials:
-        log_probs, values, bootstrap = self.floats[:, :num_steps]
+    def trials(self, num_steps: int, head: CategoricalHead | GaussianHead) -> Trials:
+        values, bootstrap = self.floats[:, :num_steps]
         flags = torch.as_tensor(self.flags[:, :num_steps], device=self.device)
         terminated, truncated, episode_start, trial_start, trial_end = flags
         nested = isinstance(self.observations, dict)
@@ -150,6 +153,7 @@ class _Recorder:
             if nested
             else self.observations[:num_steps],
             actions=self.actions[:num_steps],
+            log_probs=head.log_prob(self.params[:num_steps], self.actions[:num_steps]),  # at once, which is cheaper
             rewards=torch.as_tensor(self.rewards[:num_steps], device=self.device),
             terminated=terminated,
             truncated=truncated,
@@ -157,6 +161,5 @@ class _Recorder:
             trial_start=trial_start,
             trial_end=trial_end,
             bootstrap=bootstrap,
-            log_probs=log_probs,
             values=values,
         )

@@ -1,5 +1,6 @@
 """Trials: the stretches of consecutive episodes in one task over which agents adapt, and who plays them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl_envs import TaskSet, TaskVectorEnv
+from metarl_envs import TaskFamily, TaskSet, TaskVectorEnv
 
 Observations = np.ndarray | dict[str, np.ndarray]
 TensorObs = Tensor | dict[str, Tensor]
@@ -41,6 +42,26 @@ class Player(Protocol):
 
     def observe(self, transition: Transition) -> None:
         """Learn from the step just played."""
+
+
+class SelfPlayer(Protocol):
+    """Whoever steps the environment itself, such as an algorithm whose training in a task is its trial."""
+
+    name: str
+
+    def play(
+        self,
+        family: TaskFamily,
+        tasks: TaskSet,
+        *,
+        episodes: int,
+        seed: int,
+        on_task: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Undiscounted returns `[N, episodes]` of every episode of one trial per task.
+
+        `on_task` is called with the number of tasks finished after each, or after several.
+        """
 
 
 @dataclass

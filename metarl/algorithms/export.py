@@ -41,7 +41,7 @@ def to_stable_baselines(policy: GradientPolicy, params: Params, **options: Any) 
     )
     model.observation_space, model.action_space, model.n_envs = policy.observation_space, policy.action_space, 1
     model._setup_model()
-    model.policy.load_state_dict({**model.policy.state_dict(), **_weights(policy, params)})
+    model.policy.load_state_dict(_weights(policy, params), strict=False)  # a fresh value network stays
     return model
 
 
@@ -70,7 +70,7 @@ def _weights(policy: GradientPolicy, params: Params) -> dict[str, Tensor]:
         "value_trunk.": ("mlp_extractor.value_net.",),
         "value_head.": ("value_net.",),
     }
-    params = {name: value.detach().cpu() for name, value in params.items()}
+    params = {name: value.detach().cpu() for name, value in {**dict(policy.named_buffers()), **params}.items()}
     weights = {
         new + name.removeprefix(old): value
         for old, places in names.items()

@@ -7,9 +7,10 @@ algorithm, whose settings give the others: `second_order=False` is FOMAML, `upda
 coefficient is fixed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -32,6 +33,7 @@ from metarl.algorithms.players import GradientPlayer
 from metarl.algorithms.schedules import geometric, set_learning_rate
 from metarl.batched import Params, TaskBatching, for_tasks
 from metarl.collection import collect_trials
+from metarl.plain import convert
 from metarl.policies import AdaptedPolicy, GradientPolicy
 from metarl.trials import to_tensor
 from metarl.updates import Diverged, check_adapted
@@ -58,6 +60,8 @@ class MAMLConfig:
     """Differentiate through the inner gradients (MAML), or take them as constants (FOMAML)."""
     inner_objective: InnerObjective = "likelihood_ratio"
     """Surrogate of the inner step: likelihood_ratio (low-variance curvature), dice (unbiased), or log_prob (plain)."""
+    every_step: bool = False
+    """Let the outer loss be the mean of those after each inner step (MAML++), in place of that after the last."""
     outer_update: Literal["ppo", "reptile"] = "ppo"
     """PPO's loss after adaptation, or a step towards the adapted parameters (Reptile)."""
     train_split: str = "train"
@@ -92,6 +96,8 @@ class MAMLConfig:
     """Compile the outer update with torch.compile: the same numbers, faster, after about a minute of compiling."""
 
     def __post_init__(self):
+        for name, hint in get_type_hints(MAMLConfig).items():
+            convert(getattr(self, name), hint, name)
         for name in ("num_tasks", "episodes_per_update", "inner_steps", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -152,6 +158,11 @@ class MAMLPPO(MetaAlgorithm):
             )
         super()._take_family(family)
 
+    @cached_property
+    def _meta_loss(self) -> Callable:
+        """`meta_loss`; with `compile`, its forward, the gradients of the inner steps within, and its backward compiled."""
+        return torch.compile(meta_loss) if self.config.compile else meta_loss
+
     def episodes_in(self, family: TaskFamily) -> int:
         """Episodes of a trial: those of each inner step, and those after the last."""
         return self.config.episodes_per_update * (self.config.inner_steps + 1)
@@ -171,7 +182,7 @@ class MAMLPPO(MetaAlgorithm):
             if config.outer_update == "reptile":
                 metrics = reptile_update(self.policy, batches, config)
             else:
-                metrics = update(self.policy, batches, config)
+                metrics = update(self.policy, batches, config, self._meta_loss)
         except Diverged as error:
             raise self._naming_task(error, tasks) from error
         if self.policy.value_head is not None:
@@ -301,8 +312,13 @@ class MAMLPPO(MetaAlgorithm):
         return (actions[0] if single else actions), None
 
 
-def update(policy: GradientPolicy, batches: list[TaskBatch], config: MAMLConfig) -> dict[str, float]:
-    """PPO epochs, in each of which the inner steps are taken anew from where the last epoch led."""
+def update(
+    policy: GradientPolicy, batches: list[TaskBatch], config: MAMLConfig, loss: Callable = meta_loss
+) -> dict[str, float]:
+    """PPO epochs, in each of which the inner steps are taken anew from where the last epoch led.
+
+    `loss` is `meta_loss` as it is, or compiled.
+    """
     settings = config.settings
     policy.set_training_mode(True)
     old = None
@@ -315,14 +331,17 @@ def update(policy: GradientPolicy, batches: list[TaskBatch], config: MAMLConfig)
         for rows in chunks(batches[-1]):
             part = [batch.tasks(rows) for batch in batches]
             part_old = None if old is None else [params[rows] for params in old]
-            losses, metrics = meta_loss(policy, part, part_old, settings)
+            losses, metrics = loss(policy, part, part_old, settings, functional=config.compile)
             if not torch.isfinite(losses).all():
                 task = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
                 raise Diverged(task, f"the loss after {config.inner_steps} inner steps is not finite")
             (losses.sum() / config.num_tasks).backward()
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            steps, rate = config.inner_steps, config.inner_rate
+            raise ValueError(f"the gradient after {steps} inner steps is not finite: lower inner_rate, got {rate}")
         policy.optimizer.step()
     return {name: value / (config.num_tasks * config.epochs) for name, value in sums.items()}
 

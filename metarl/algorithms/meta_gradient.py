@@ -60,6 +60,7 @@ class Settings(NamedTuple):
     gae_lambda: float = 1.0
     normalise_advantages: bool = True
     second_order: bool = True
+    every_step: bool = False
     value_coef: float = 0.5
     clip_range: float = 0.2
     entropy_coef: float = 0.0
@@ -196,7 +197,8 @@ def meta_loss(
 
     PPO's clipped surrogate after adaptation (MAML, Finn et al. 2017; PPO, Schulman et al. 2017), plus `kl_coef` times the
     divergence of the policies before each inner step from those that collected its batch (ProMP, Rothfuss et al. 2019,
-    eq. 13).
+    eq. 13). With `every_step` the losses after each of the inner steps are averaged (MAML++, Antoniou et al. 2019,
+    section 4, with constant weights).
 
     Args:
         policy: whose `initial_params` and rule receive the gradient.
@@ -208,26 +210,33 @@ def meta_loss(
     params = for_tasks(policy.initial_params(), len(batches[-1].weights))
     state = policy.rule.init(params)
     penalty = torch.zeros_like(batches[-1].weights[:, 0])
-    second_order = settings.second_order
-    for step, batch in enumerate(batches[:-1]):
-        if settings.kl_coef:
+    outer = []
+    for step, batch in enumerate(batches):
+        last = step + 1 == len(batches)
+        if settings.kl_coef and not last:
             now = policy.action_params(params, policy.features(params, batch.inputs))
             penalty = penalty + (batch.weights * policy.policy_head.kl(old_action_params[step], now)).sum(1)
-        params, state, _ = adapt(policy, params, state, batch, settings, second_order=second_order, functional=functional)
-    last = batches[-1]
-    features = policy.features(params, last.inputs)
+        if last or (settings.every_step and step):
+            outer.append(_outer_loss(policy, params, batch, settings))
+        if not last:
+            order = {"second_order": settings.second_order, "functional": functional}
+            params, state, _ = adapt(policy, params, state, batch, settings, **order)
+    total = sum(loss for loss, _ in outer) / len(outer) + settings.kl_coef * penalty
+    return total, {**outer[-1][1], "inner_kl": penalty.detach()}
+
+
+def _outer_loss(
+    policy: GradientPolicy, params: Params, batch: TaskBatch, settings: Settings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of adapted parameters on what they collected, `[N]`, and its parts."""
+    features = policy.features(params, batch.inputs)
     action_params = policy.action_params(params, features)
-    log_probs = policy.policy_head.log_prob(action_params, last.actions)
-    surrogate = (last.weights * losses.ppo_clip(log_probs, last.log_probs, last.advantages, settings.clip_range)).sum(1)
-    entropy = (last.weights * policy.policy_head.entropy(action_params)).sum(1)
-    value_loss = _value_loss(policy, params, features, last, settings)
-    total = surrogate + value_loss + settings.kl_coef * penalty - settings.entropy_coef * entropy
-    approximate_kl = (last.weights * losses.approximate_kl(log_probs, last.log_probs)).sum(1)
-    metrics = {
-        "policy_loss": surrogate,
-        "entropy": entropy,
-        "approx_kl": approximate_kl,
-        "inner_kl": penalty,
-        "value_loss": value_loss,
-    }
-    return total, {name: value.detach() for name, value in metrics.items()}
+    log_probs = policy.policy_head.log_prob(action_params, batch.actions)
+    surrogate = losses.ppo_clip(log_probs, batch.log_probs, batch.advantages, settings.clip_range)
+    approximate_kl = losses.approximate_kl(log_probs, batch.log_probs)
+    entropy = policy.policy_head.entropy(action_params)
+    parts = {"policy_loss": surrogate, "entropy": entropy, "approx_kl": approximate_kl}
+    parts = {name: (batch.weights * value).sum(1) for name, value in parts.items()}
+    parts["value_loss"] = _value_loss(policy, params, features, batch, settings)
+    total = parts["policy_loss"] + parts["value_loss"] - settings.entropy_coef * parts["entropy"]
+    return total, {name: value.detach() for name, value in parts.items()}

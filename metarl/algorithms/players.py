@@ -185,7 +185,7 @@ class GradientPlayer:
         state = tree_map(lambda x: x[index], self._rule_state)
         params, state, losses = adapt(self.policy, params, state, batch, self.settings)
         try:
-            check_adapted(params, losses, int(self.updates[rows[0]]) + 1)
+            check_adapted(params, losses, self.updates[rows] + 1)
         except Diverged as error:
             task = int(rows[error.task])
             raise Diverged(task, f"task {task}: {error}") from error

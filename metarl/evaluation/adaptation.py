@@ -283,7 +283,7 @@ def evaluate(
     if reference_tasks is not None and reference_tasks < 1:
         raise ValueError(f"reference_tasks must be at least 1, got {reference_tasks}")
     if episodes is None:
-        episodes = family.episodes_per_trial if model is None else model.episodes_in(family)
+        episodes = model.episodes_in(family) if hasattr(model, "episodes_in") else family.episodes_per_trial
     if tasks is None:
         if num_tasks is None:
             num_tasks = int(np.clip(MAX_STEPS // (family.max_episode_steps * max(episodes, 1)), 1, MAX_TASKS))

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from metarl.trials import Player, Transition, check_finite
+from metarl.trials import Player, SelfPlayer, Transition, check_finite
 from metarl_envs import TaskFamily, TaskSet
 
 
 def play_trials(
-    player: Player,
+    player: Player | SelfPlayer,
     family: TaskFamily,
     tasks: TaskSet,
     *,
@@ -27,7 +27,7 @@ def play_trials(
         tasks: `N` tasks.
         episodes: episodes per trial; the family's own trial length by default.
         seed: seeds the environment and the player.
-        batch_size: tasks played side by side.
+        batch_size: tasks played side by side; a `SelfPlayer` plays them as it will.
         on_batch: called with the number of tasks finished after each batch.
 
     Raises:
@@ -38,6 +38,8 @@ def play_trials(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     if tasks.env_id != family.env_id:
         raise ValueError(f"tasks must belong to {family.env_id}, got tasks of {tasks.env_id}")
+    if hasattr(player, "play"):
+        return player.play(family, tasks, episodes=episodes, seed=seed, on_task=on_batch)
     seeds = np.random.SeedSequence(seed)
     parts = []
     for start in range(0, len(tasks), batch_size):

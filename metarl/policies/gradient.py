@@ -77,6 +77,10 @@ class GradientPolicy(NormalisedValue, BasePolicy):
                 self.policy_head.log_std.fill_(log_std_init)
         network = self.initial_params()
         self.adapted = tuple(name for name in network if _adapts(name, adapted))
+        if not self.adapted:
+            raise ValueError(
+                f"adapted must leave something to adapt, got {adapted!r} for a policy without layers before its head"
+            )
         self.rule = RULES[update_rule]({name: network[name].detach() for name in self.adapted}, inner_rate)
 
     def initial_params(self) -> dict[str, Tensor]:

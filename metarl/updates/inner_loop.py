@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,11 +65,12 @@ def inner_step(
     return *rule.update(grads, state, params, losses), losses
 
 
-def check_adapted(params: Params, losses: Tensor, step: int) -> None:
-    """Raise `Diverged`, naming the first task that is not finite after gradient step `step`, counted from 1."""
+def check_adapted(params: Params, losses: Tensor, step: int | np.ndarray) -> None:
+    """Raise `Diverged`, naming the first task that is not finite after gradient step `step` (or its own, `[N]`), from 1."""
     finite = torch.isfinite(losses)
     for value in params.values():
-        finite = finite & torch.isfinite(value.flatten(1)).all(1)
+        finite = finite & torch.isfinite(value[:, None].flatten(1)).all(1)
     if not finite.all():
         task = int((~finite).nonzero()[0])
+        step = np.broadcast_to(step, len(finite))[task]
         raise Diverged(task, f"the inner loop diverged at gradient step {step}: the adapted parameters are not finite")
