@@ -55,17 +55,20 @@ def preset_config(name: str, seed: int) -> TrainingConfig:
 
 def train_seed(name: str, seed: int) -> tuple[Path, dict]:
     """Train or continue one seed. Returns its folder and the start of its row in the result file."""
-    config = preset_config(name, seed)
-    folder = Path("runs/reproduce") / f"{name}-seed{seed}"
+    return train_config(preset_config(name, seed), Path("runs/reproduce") / f"{name}-seed{seed}")
+
+
+def train_config(config: TrainingConfig, folder: Path) -> tuple[Path, dict]:
+    """Train in `folder`, or continue there. Returns it and the start of a row in the result file."""
     if (folder / "config.yaml").exists():
         made_by = run_config(RunFolder.open(folder))
         if made_by != dataclasses.replace(config, evaluation=made_by.evaluation):
-            sys.exit(f"{folder} was trained with other settings than preset {name} has now: move it away, or train it again")
+            sys.exit(f"{folder} was trained with other settings than there are now: move it away, or train it again")
         resume(folder, callback=PrintProgress(), progress_bar=False)
     else:
         train(config, folder, callback=PrintProgress(), progress_bar=False)
     return folder, {
-        "seed": seed,
+        "seed": config.seed,
         "trained_with": _trained_with(config),
         "steps": load_run(folder).num_timesteps,
         "training_seconds": json.loads((folder / "progress.json").read_text())["training_seconds"],
@@ -117,6 +120,7 @@ def score(curve) -> dict:
         "total": list(curve.total),
         "total_iqm": list(curve.total_iqm),
         "episodes": {name: values.tolist() for name, values in zip(("mean", "low", "high"), curve.mean, strict=True)},
+        "by_update": None if curve.by_update is None else np.transpose(curve.by_update).tolist(),
         "ceiling": None if curve.ceiling is None else float(curve.ceiling.mean()),
         "references": {other.name: list(other.total) for other in curve.references},
     }

@@ -139,7 +139,85 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"agents": agents, "references": references, "context": context, "speed": speed}
+def gradient_steps() -> str:
+    """MAML-PPO after each number of gradient steps, beside what was published and what was aimed at."""
+    lines = [
+        "| task | published | target | | here, 95 % interval (one cell per seed) | steps | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    result = _read("maml-navigation.json") or {"seeds": []}
+    for step, (published, target) in {0: (-40.4, None), 1: (-11.7, -11.7), 2: (-3.3, None), 3: (-3.2, -3.2)}.items():
+        found = [row["splits"]["test"]["by_update"][step] for row in result["seeds"]]
+        task = f"2-D navigation, return per episode after {step} gradient step{'s' * (step != 1)}"
+        lines += _steps_row(task, f"{published} (MAML)", target, found, result)
+    result = _read("maml-bandit-5x100.json") or {"seeds": []}
+    found = [row["splits"]["test"]["total"] for row in result["seeds"]]
+    lines += _steps_row("Bernoulli bandit, 5 arms, 100 pulls, a gradient step every 10", "67.1", 67.1, found, result)
+    return "\n".join(lines)
+
+
+def _steps_row(task: str, published: str, target: float | None, found: list, result: dict) -> list[str]:
+    if not found:
+        return []
+    shown = "; ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in found)
+    mark = "" if target is None else "reached" if all(value > target for value, _, _ in found) else "NOT reached"
+    bound = "" if target is None else f"> {target:g}"
+    steps = max(row["steps"] for row in result["seeds"]) / 1e6
+    minutes = max(row["training_seconds"] for row in result["seeds"]) / 60
+    return [f"| {task} | {published} | {bound} | {mark} | {shown} | {steps:.1f} M | {minutes:.1f} min |"]
+
+
+def methods() -> str:
+    """Every way of adapting on one family: first episodes, last ones, and the whole trial."""
+    lines = [
+        "| family, split | method | first update's episodes | last ones | return per trial, 95 % interval, per seed "
+        "| steps | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family in ("gridnavi", "cartpole-context"):
+        result = _read(f"methods-{family}.json")
+        if result is None:
+            continue
+        every = result["episodes_per_update"]
+        for split in result["seeds"][0]["methods"]["RL²"]["splits"]:
+            for method in result["seeds"][0]["methods"]:
+                rows = [seed["methods"][method] for seed in result["seeds"]]
+                scores = [row["splits"][split] for row in rows]
+                means = [score["episodes"]["mean"] for score in scores]
+                first = "; ".join(f"{sum(mean[:every]) / every:.1f}" for mean in means)
+                last = "; ".join(f"{sum(mean[-every:]) / every:.1f}" for mean in means)
+                totals = "; ".join("{:.0f} [{:.0f}, {:.0f}]".format(*score["total"]) for score in scores)
+                steps = f"{max(row['steps'] for row in rows) / 1e6:.1f} M" if rows[0]["steps"] else "none"
+                seconds = max(row["training_seconds"] for row in rows)
+                minutes = f"{seconds / 60:.1f} min" if seconds else ""
+                lines.append(f"| {family}, {split} | {method} | {first} | {last} | {totals} | {steps} | {minutes} |")
+    return "\n".join(lines)
+
+
+def speed_maml() -> str:
+    """Meta-iterations per second beside the usual arrangement."""
+    result = _read("speed_maml.json")
+    if result is None:
+        return ""
+    columns = list(result["rows"][0]["speeds"])
+    lines = [f"| setting | {' | '.join(columns)} | best here / usual | target |", "|---|" + "---|" * (len(columns) + 2)]
+    for row in result["rows"]:
+        cells = " | ".join(f"{row['speeds'][column]:.2f}" for column in columns)
+        best = max(row["ratios"].values())
+        mark = "reached" if best >= row["target"] else "NOT reached"
+        lines.append(f"| {row['setting']} | {cells} | {best:.1f} x | >= {row['target']:g} x, {mark} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "agents": agents,
+    "references": references,
+    "context": context,
+    "speed": speed,
+    "maml": gradient_steps,
+    "methods": methods,
+    "speed_maml": speed_maml,
+}
 
 
 def render(text: str) -> str:

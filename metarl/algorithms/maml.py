@@ -190,7 +190,7 @@ class MAMLPPO(MetaAlgorithm):
             spread = torch.cat([batch.targets[batch.weights > 0] for batch in batches])
             self.policy.track_returns(self.policy.denormalise(spread), config.return_rate)
             metrics["value_target"] = float(valid.mean())
-        self._n_updates += config.epochs
+        self._n_updates += 1 if config.outer_update == "reptile" else config.epochs
         self._record(returns, metrics)
         return True
 
@@ -304,6 +304,7 @@ class MAMLPPO(MetaAlgorithm):
         As in Stable-Baselines3; `adapt` and `evaluate` give the policies that have adapted. Sampled actions are drawn with
         torch's global generator.
         """
+        self.policy.set_training_mode(False)
         own, *_ = split_trial_observation(observation, self.observation_space)
         batch, single = as_batch(own, self.observation_space)
         head = self.policy.policy_head

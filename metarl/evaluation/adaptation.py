@@ -56,6 +56,8 @@ class AdaptationCurve:
     """What tables and pictures call the task family; `env_id` by default."""
     training_steps: int | None = None
     """Environment steps the player was trained for, if it was."""
+    episodes_per_update: int | None = None
+    """Episodes between two gradient steps of the player, if it adapts by such."""
     ceiling: np.ndarray | None = None
     """Expected return of one episode for a player that knows the task, `[N]`, where that can be computed."""
     references: tuple["AdaptationCurve", ...] = ()
@@ -118,6 +120,15 @@ class AdaptationCurve:
         return self._column("mean", -2)
 
     @cached_property
+    def by_update(self) -> Estimate | None:
+        """Mean return of an episode after 0, 1, 2 ... gradient steps, arrays `[U]`; None for players that take none."""
+        every = self.episodes_per_update
+        if every is None:
+            return None
+        stages = [self.returns[:, start : start + every].mean(1) for start in range(0, self.num_episodes, every)]
+        return estimate(np.column_stack(stages))
+
+    @cached_property
     def gain(self) -> Estimate:
         """Mean return of the last episode above the first one's, task by task."""
         return paired_difference(self.returns[:, 0], self.returns[:, -1])
@@ -175,6 +186,14 @@ class AdaptationCurve:
             for row, score in zip(rows, scores, strict=True):
                 row.append(f"{(score - floor) / (top - floor):.1%}")
         return header, rows
+
+    def updates_table(self) -> str | None:
+        """A text table of `by_update`; None for players that take no gradient steps."""
+        if self.by_update is None:
+            return None
+        stages = [Estimate(*parts) for parts in zip(*self.by_update, strict=True)]
+        rows = [[str(step), show_estimate(stage, decimals(stages))] for step, stage in enumerate(stages)]
+        return text_table(["gradient steps", "return per episode"], rows)
 
     def _scale(self) -> tuple[str, float, float] | None:
         """Title, zero and full mark of the scale that returns per trial are also given on.
@@ -314,6 +333,7 @@ def evaluate(
                     seed=seed,
                     label=family.label,
                     training_steps=getattr(model, "num_timesteps", None) if who is player else None,
+                    episodes_per_update=getattr(who, "episodes_per_update", None),
                     ceiling=family.ceiling(played),
                 )
             )

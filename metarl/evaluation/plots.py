@@ -74,7 +74,8 @@ def plot_adaptation(
     """Return per episode over the episodes of a trial, with 95 % intervals.
 
     One curve is drawn among its references; several are drawn over each other, among the references of the first that
-    has any. The ceiling is a mean over tasks, so pictures of interquartile means go without.
+    has any. Vertical lines stand where gradient steps are taken. The ceiling is a mean over tasks, so pictures of
+    interquartile means go without.
 
     Args:
         curves: what to draw.
@@ -95,6 +96,8 @@ def plot_adaptation(
         axes.set_ylabel(_label(statistic))
         axes.set_xlabel("episode in the trial")
         axes.set_title(_subject(curves[0]), loc="left", fontsize=9, color=theme.faint, pad=10)
+        for step in _updates(curves):
+            axes.axvline(step + 0.5, color=theme.grid, lw=0.8, zorder=0)
         _mark_first_episode(axes, [line for line in lines if line.is_agent], theme)
         _label_ends(axes, lines, _ceiling(curves[0], statistic), theme)
         _write(figure, path)
@@ -252,6 +255,14 @@ def spread(heights: np.ndarray, gap: float) -> np.ndarray:
 
 def _ceiling(curve: "AdaptationCurve", statistic: Statistic) -> float | None:
     return None if curve.ceiling is None or statistic != "mean" else float(curve.ceiling.mean())
+
+
+def _updates(curves: "Sequence[AdaptationCurve]") -> range:
+    """The episodes after which gradient steps are taken, where all that take any take them together, and not too often."""
+    every = {curve.episodes_per_update for curve in curves} - {None}
+    if len(every) != 1 or curves[0].num_episodes > 12 * max(every):
+        return range(0)
+    return range(max(every), curves[0].num_episodes, max(every))
 
 
 def _label(statistic: Statistic) -> str:
