@@ -58,7 +58,7 @@ def call_batched(module: nn.Module, params: Params, x: Any, how: TaskBatching = 
         return x
     if type(module) is nn.Linear and x.ndim == 3:
         return linear(x, params["weight"], params.get("bias"))
-    if not params and isinstance(x, Tensor) and not any(True for _ in module.buffers()):
+    if not params and isinstance(x, Tensor) and not (any(True for _ in module.buffers()) or _has(module, _BATCH_NORM)):
         return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     leaf = next(iter(x.values())) if isinstance(x, dict) else x
     if how == "loop" or _loop_is_better(module, leaf.device, how):
@@ -67,10 +67,11 @@ def call_batched(module: nn.Module, params: Params, x: Any, how: TaskBatching = 
 
 
 def _loop_is_better(module: nn.Module, device: torch.device, how: TaskBatching) -> bool:
-    layers = list(module.modules())
-    if any(isinstance(layer, _BATCH_NORM) for layer in layers):
-        return True
-    return how == "auto" and device.type == "cpu" and any(isinstance(layer, _CONVOLUTIONS) for layer in layers)
+    return _has(module, _BATCH_NORM) or (how == "auto" and device.type == "cpu" and _has(module, _CONVOLUTIONS))
+
+
+def _has(module: nn.Module, kind: Any) -> bool:
+    return any(isinstance(layer, kind) for layer in module.modules())
 
 
 def _at(x: Any, task: int) -> Any:

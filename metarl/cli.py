@@ -332,6 +332,8 @@ def adapt(args: list[str]) -> None:
         env_kwargs: _family_parameters(family) = family
         episodes: int | None = None
         """Episodes to play; as many as the agent was trained with by default."""
+        gradient_steps: int | None = None
+        """Play as many episodes as it takes for so many gradient steps, and no more; agents of maml only."""
         export: Path | None = None
         """Write the policy as it is after these episodes to this file, as a Stable-Baselines3 PPO; agents of maml only."""
         seed: int | None = None
@@ -343,6 +345,13 @@ def adapt(args: list[str]) -> None:
     model = load_run(options.run)
     family = options.env_kwargs
     episodes = model.episodes_in(family) if options.episodes is None else options.episodes
+    if options.gradient_steps is not None:
+        every = getattr(model.config, "episodes_per_update", None)
+        if every is None:
+            raise ValueError("gradient_steps must be left out: this agent adapts by its memory, as it acts")
+        if options.episodes is not None:
+            raise ValueError(f"episodes must be left out with gradient_steps, got {options.episodes}")
+        episodes = options.gradient_steps * every
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
@@ -351,6 +360,8 @@ def adapt(args: list[str]) -> None:
     env = TaskEnv(family=family, split="test")
     env.task = task = family.sample(1, "test", seed)
     learner = model.adapt(env, seed=seed, deterministic=options.deterministic)
+    if options.export is not None:
+        learner.check_exportable()
     name = options.env or getattr(family, "env", family.env_id)
     print(f"{name}, seed {seed}, task: {_shown(task)}\n")
     for episode in range(1, episodes + 1):

@@ -68,6 +68,7 @@ def collect_trials(
         done = terminated | truncated
         episode += done
         trial_over = episode >= episodes_per_trial
+        over = trial_over if tasks is None else trial_over & ~played  # a slot's further trials in a given task are no trials
         played |= trial_over
         finished = t + 1 == num_steps or (tasks is not None and played.all())
         last = np.ones(num_slots, bool) if finished else trial_over
@@ -102,7 +103,7 @@ def collect_trials(
         )
         observations, starts = next_observations, next_starts
         memory = policy.forget(after, trial_over) if trial_over.any() else after
-        if not on_step(rewards, trial_over):
+        if not on_step(rewards, over):
             return None
         if finished:
             break

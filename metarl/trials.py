@@ -24,6 +24,7 @@ class Transition(NamedTuple):
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
     next_observations: Observations  # [B, ...]
+    playing: np.ndarray | None = None  # [B] bool, whether the slot's trial goes on after this step; None: all do
 
 
 class Player(Protocol):

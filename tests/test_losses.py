@@ -75,6 +75,105 @@ def test_approximate_kl_keeps_small_differences():
     assert (losses.approximate_kl(*torch.randn(2, 10_000, generator=generator)) >= 0).all()
 
 
+def test_policy_gradient_by_hand():
+    log_probs = torch.tensor([-0.5, -2.0, -1.0], dtype=torch.float64, requires_grad=True)
+    loss = losses.policy_gradient(log_probs, torch.tensor([3.0, -1.0, 0.0], dtype=torch.float64))
+    assert loss.tolist() == [1.5, -2, 0]
+    (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
+    assert gradient.tolist() == [-3, 1, 0]
+
+
+def test_likelihood_ratio_by_hand():
+    log_probs, old = ratio_of(1.0, 2.0, 0.5, 4.0)
+    advantages = torch.tensor([3.0, -1.0, 2.0, 0.0], dtype=torch.float64)
+    loss = losses.likelihood_ratio(log_probs, old, advantages)
+    expected = torch.tensor([-3.0, 2.0, -1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(loss.detach(), expected)
+    (first,) = torch.autograd.grad(loss.sum(), log_probs, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), log_probs)  # an exponential is its own derivative
+    torch.testing.assert_close(first.detach(), expected)
+    torch.testing.assert_close(second, expected)
+
+
+# Second derivatives by two of an episode's log-probabilities: what the LATER of the two actions was worth.
+EPISODES = [  # numbers of the episodes, and the Hessian's negative for advantages 1, 2, ...
+    ([1], [[1]]),
+    ([1, 1, 1], [[1, 2, 3], [2, 2, 3], [3, 3, 3]]),
+    ([0, 1, 2], [[1, 0, 0], [0, 2, 0], [0, 0, 3]]),
+    ([1, 1, 2, 2, 2, 5], None),
+]
+
+
+@pytest.mark.parametrize(("episode", "expected"), EPISODES)
+def test_dice_by_hand(episode, expected):
+    steps = range(len(episode))
+    if expected is None:
+        expected = [[(max(s, t) + 1) * (episode[s] == episode[t]) for t in steps] for s in steps]
+    episode, advantages = torch.tensor(episode), torch.arange(1.0, len(episode) + 1, dtype=torch.float64)
+    start = torch.linspace(-3, -0.1, len(episode), dtype=torch.float64)
+    assert losses.dice(start, advantages, episode).tolist() == [0.0] * len(episode)
+    first = torch.autograd.functional.jacobian(lambda x: losses.dice(x, advantages, episode), start)
+    torch.testing.assert_close(first, -torch.diag(advantages))  # the policy gradient, step by step
+    total = lambda x: losses.dice(x, advantages, episode).sum()  # noqa: E731
+    second = torch.autograd.functional.hessian(total, start)
+    torch.testing.assert_close(second, -torch.tensor(expected, dtype=torch.float64))
+
+
+def test_third_derivatives_of_dice():
+    advantages = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64)
+    log_probs = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
+    episode = torch.tensor([1, 1, 2])
+
+    def derivative(value, *by):
+        for index in by:
+            value = torch.autograd.grad(value, log_probs, create_graph=True)[0][index]
+        return value.item()
+
+    def total():
+        return losses.dice(log_probs, advantages, episode).sum()
+
+    assert derivative(total(), 0, 0, 0) == pytest.approx(-2)
+    assert derivative(total(), 0, 1, 0) == pytest.approx(-3)
+    assert derivative(total(), 1, 1, 1) == pytest.approx(-3)
+    assert derivative(total(), 2, 2, 2) == pytest.approx(-5)
+    assert derivative(total(), 0, 1, 2) == derivative(total(), 0, 0, 2) == 0
+
+
+def test_rows_of_dice_are_apart():
+    # Second derivatives of many rows at once, whose episodes end at different steps, equal those of each alone.
+    generator = torch.Generator().manual_seed(0)
+    log_probs, advantages = torch.randn(2, 2, 3, 5, generator=generator, dtype=torch.float64)
+    episode = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 2, 2, 3], [1, 2, 2, 2, 2]]).expand(2, 3, 5)
+
+    def second(log_probs, advantages, episode):
+        return torch.autograd.functional.hessian(lambda x: losses.dice(x, advantages, episode).sum(), log_probs)
+
+    together = second(log_probs, advantages, episode)
+    for i in range(2):
+        for j in range(3):
+            row = second(log_probs[i, j], advantages[i, j], episode[i, j])
+            torch.testing.assert_close(together[i, j, :, i, j], row)
+    others = together.clone()
+    for i in range(2):
+        for j in range(3):
+            others[i, j, :, i, j] = 0
+    assert not others.any()
+
+
+def test_surrogates_share_their_first_derivative_where_the_policies_agree():
+    generator = torch.Generator().manual_seed(0)
+    log_probs, advantages = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64)
+    episode = torch.tensor([1, 1, 1, 2, 2, 3]).expand(4, 6)
+    for surrogate in (
+        lambda x: losses.policy_gradient(x, advantages),
+        lambda x: losses.likelihood_ratio(x, log_probs, advantages),
+        lambda x: losses.dice(x, advantages, episode),
+        lambda x: losses.ppo_clip(x, log_probs, advantages, 0.2),
+    ):
+        (gradient,) = torch.autograd.functional.vjp(surrogate, log_probs, torch.ones_like(log_probs))[1:]
+        torch.testing.assert_close(gradient, -advantages)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -88,6 +187,11 @@ def test_approximate_kl_keeps_small_differences():
         ),
         (lambda a, b: losses.squared_error(a, b), r"'values': \(4,\), 'targets': \(4, 1\)"),
         (lambda a, b: losses.approximate_kl(b, a), r"'log_probs': \(4, 1\), 'old_log_probs': \(4,\)"),
+        (lambda a, b: losses.policy_gradient(a, b), r"'log_probs': \(4,\), 'advantages': \(4, 1\)"),
+        (lambda a, b: losses.likelihood_ratio(a, b, a), r"'log_probs': \(4,\), 'old_log_probs': \(4, 1\), 'advan"),
+        (lambda a, b: losses.likelihood_ratio(a, a, b), r"'log_probs': \(4,\), 'old_log_probs': \(4,\), 'advan"),
+        (lambda a, b: losses.dice(a, b, a), r"'log_probs': \(4,\), 'advantages': \(4, 1\), 'episode': \(4,\)"),
+        (lambda a, b: losses.dice(a, a, b), r"'log_probs': \(4,\), 'advantages': \(4,\), 'episode': \(4, 1\)"),
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(call, message):

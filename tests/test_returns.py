@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.returns import gae
+from metarl.returns import gae, linear_baseline, time_in_episode
 
 
 def column(*numbers, dtype=torch.float64):
@@ -138,3 +138,89 @@ def test_every_row_must_end():
     trial_end = torch.tensor([[0, 0], [0, 1], [1, 0]], dtype=torch.bool)
     with pytest.raises(ValueError, match="end must be set on the last step of every row: what follows it was not"):
         gae(zeros, zeros, trial_end, zeros, 0.9, 0.9)
+
+
+# -- the linear baseline -----------------------------------------------------------------------------------------
+
+
+def fitted(observations, times, returns, weights, ridge):
+    """Weighted ridge regression of one task by NumPy's least squares, with the ridge as further rows."""
+    t = times[:, None] / 100
+    observations = np.clip(observations, -10, 10)
+    features = np.concatenate([observations, observations**2, t, t**2, t**3, np.ones_like(t)], 1)
+    scale = np.sqrt(weights)[:, None]
+    rows = np.concatenate([scale * features, np.sqrt(ridge) * np.eye(features.shape[1])])
+    targets = np.concatenate([scale[:, 0] * returns, np.zeros(features.shape[1])])
+    coefficients, *_ = np.linalg.lstsq(rows, targets)
+    return features @ coefficients
+
+
+def steps_of_tasks(tasks=3, steps=60, size=2):
+    rng = np.random.default_rng(0)
+    observations = 4 * rng.normal(size=(tasks, steps, size))
+    times = rng.integers(0, 200, (tasks, steps))
+    returns = 5 + observations[..., 0] - 0.3 * observations[..., 1] ** 2 + times / 50 + rng.normal(size=(tasks, steps))
+    return observations, times, returns, rng.uniform(0, 2, (tasks, steps))
+
+
+@pytest.mark.parametrize("ridge", [1e-5, 1.0])
+def test_the_linear_baseline_is_weighted_ridge_regression_task_by_task(ridge):
+    observations, times, returns, weights = steps_of_tasks()
+    weights[:, ::7] = 0
+    assert np.abs(observations).max() > 10  # some are clipped
+    ours = linear_baseline(*as_tensors(observations, times, returns, weights), ridge=ridge)
+    for task in range(3):
+        arrays = (array[task] for array in (observations, times, returns, weights))
+        np.testing.assert_allclose(ours[task].numpy(), fitted(*arrays, ridge), atol=1e-6)
+
+
+def test_the_linear_baseline_predicts_what_its_features_explain():
+    observations, times, _, weights = steps_of_tasks()
+    observations = np.clip(observations, -10, 10)
+    t = times / 100
+    known = 3 + observations[..., 0] - 2 * observations[..., 1] ** 2 + t - 4 * t**2 + 0.5 * t**3
+    values = linear_baseline(*as_tensors(observations, times, known, weights))
+    np.testing.assert_allclose(values.numpy(), known, rtol=1e-4, atol=1e-3)
+
+
+def test_steps_without_weight_do_not_enter_the_fit():
+    observations, times, returns, weights = steps_of_tasks()
+    weights[:, 40:] = 0
+    ours = linear_baseline(*as_tensors(observations, times, returns, weights))
+    returns[:, 40:] = 1e6
+    assert torch.equal(linear_baseline(*as_tensors(observations, times, returns, weights)), ours)
+    short = linear_baseline(*as_tensors(*(array[:, :40] for array in (observations, times, returns, weights))))
+    torch.testing.assert_close(ours[:, :40], short, rtol=1e-9, atol=1e-9)
+
+
+def test_tasks_are_fitted_apart():
+    observations, times, returns, weights = steps_of_tasks()
+    ours = linear_baseline(*as_tensors(observations, times, returns, weights))
+    returns[1] += 100 * returns[1] ** 2
+    other = linear_baseline(*as_tensors(observations, times, returns, weights))
+    torch.testing.assert_close(other[[0, 2]], ours[[0, 2]])
+    assert not torch.isclose(other[1], ours[1]).any()
+
+
+def test_the_linear_baseline_of_observations_that_never_vary():
+    # Bandits: one-hot observations and times say nothing, so the fit is the mean, although the features are dependent.
+    returns = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
+    zeros = torch.zeros(2, 5, dtype=torch.int64)
+    values = linear_baseline(torch.ones(2, 5, 1), zeros, returns, torch.ones(2, 5))
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, torch.tensor([[0.6] * 5, [3.0] * 5]), rtol=0, atol=1e-5)
+
+
+def test_fewer_steps_than_features():
+    generator = torch.Generator().manual_seed(0)
+    observations, returns = torch.randn(2, 3, 20, generator=generator), torch.randn(2, 3, generator=generator)
+    values = linear_baseline(observations, torch.arange(3).expand(2, 3), returns, torch.ones(2, 3))
+    torch.testing.assert_close(values, returns, rtol=0, atol=1e-3)  # it can fit them all, and nothing overflows
+    one = linear_baseline(observations[:, :1], torch.zeros(2, 1), returns[:, :1], torch.ones(2, 1))
+    torch.testing.assert_close(one, returns[:, :1], rtol=0, atol=1e-3)
+
+
+def test_time_in_episode_by_hand():
+    starts = torch.tensor([[1, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 1], [1, 0, 1, 1, 0, 0]], dtype=torch.bool)
+    expected = [[0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 0], [0, 1, 0, 0, 1, 2]]
+    assert time_in_episode(starts.T).T.tolist() == expected

@@ -10,10 +10,10 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from metarl.collection import collect_trials
-from metarl.policies import TrialPolicy
+from metarl.policies import AdaptedPolicy, GradientPolicy, TrialPolicy
 from metarl.seeding import generator_state, restore_generator
 from metarl.trials import batch_size_of
-from metarl_envs import TaskFamily
+from metarl_envs import TaskFamily, make_family
 
 
 def reward_at(episode, step):
@@ -354,6 +354,180 @@ def test_seeds_decide():
 def test_records_hold_no_gradients():
     trials, _ = play(Clock(), 6)
     assert not any(value.requires_grad for value in vars(trials).values())
+
+
+# -- given tasks -------------------------------------------------------------------------------------------------
+
+
+def simulate_given(family, u, num_steps, episodes):
+    """What a slot that stays in task `u` must hold. `Clock` goes on counting episodes from trial to trial."""
+    episode, within, step = 0, 0, 0
+    for t in range(num_steps):
+        length = min(family.of(family.lengths, u, episode), family.limit)
+        final = step + 1 == length
+        by_limit = length < family.of(family.lengths, u, episode)
+        truncated = final and (by_limit or family.of(family.endings, u, episode) == "truncated")
+        over = final and within + 1 == episodes
+        following = (episode + 1, 0, 1) if final and not over else (episode, step + 1, 0)
+        counts = truncated if over else t + 1 == num_steps
+        yield {
+            "observation": [episode, step],
+            "reward": reward_at(episode, step),
+            "terminated": final and not truncated,
+            "truncated": truncated,
+            "episode_start": step == 0,
+            "trial_start": step == 0 and within == 0,
+            "trial_end": over or t + 1 == num_steps,
+            "bootstrap": (1 + following[0] + following[1] / 16 + 1000 * following[2]) * counts,
+            "first": episode < episodes,
+        }
+        within = 0 if over else within + final
+        episode, step = (episode + 1, 0) if final else (episode, step + 1)
+
+
+def lengths_of_first_trials(family, tasks, episodes):
+    return [
+        sum(min(family.of(family.lengths, u, episode), family.limit) for episode in range(episodes))
+        for u in tasks.params["u"].tolist()
+    ]
+
+
+@variants
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_given_tasks_are_played_once_by_all(name, episodes):
+    family = VARIANTS[name]
+    tasks = family.sample(5, "train", 11)
+    trials, _ = play(family, 99, tasks=tasks, episodes=episodes)
+    lengths = lengths_of_first_trials(family, tasks, episodes)
+    assert len(trials.rewards) == max(lengths)  # not a step longer than the longest first trial
+    assert trials.first.sum(0).tolist() == lengths
+    assert (trials.observations[..., 2] == torch.as_tensor(tasks.params["u"]).float()).all()
+    for row, u in enumerate(tasks.params["u"].tolist()):
+        for t, expected in enumerate(simulate_given(family, u, max(lengths), episodes)):
+            assert trials.observations[t, row, :2].tolist() == expected.pop("observation")
+            assert trials.rewards[t, row] == expected.pop("reward")
+            for flag, value in expected.items():
+                assert getattr(trials, flag)[t, row] == value, (flag, t, row)
+
+
+def test_the_lengths_of_first_trials_vary():
+    family = VARIANTS["varying"]
+    assert len({*lengths_of_first_trials(family, family.sample(5, "train", 11), 1)}) > 2
+
+
+def test_given_tasks_may_be_cut():
+    family = VARIANTS["varying"]
+    tasks = family.sample(5, "train", 11)
+    lengths = lengths_of_first_trials(family, tasks, 3)
+    trials, _ = play(family, max(lengths) - 2, tasks=tasks, episodes=3)
+    assert len(trials.rewards) == max(lengths) - 2
+    assert trials.trial_end[-1].all()
+    assert trials.first.sum(0).tolist() == [min(length, max(lengths) - 2) for length in lengths]
+
+
+def test_tasks_may_be_of_any_split_and_given_again():
+    family = VARIANTS["varying"]
+    tasks = family.sample(5, "test", 0)
+    first, second = (play(family, 99, tasks=tasks, split="train")[0] for _ in range(2))
+    for name, value in vars(first).items():
+        assert torch.equal(value, getattr(second, name)), name
+    with pytest.raises(ValueError, match=r"tasks must hold one task per slot \(5\), got 4"):
+        play(family, 99, tasks=tasks[:4])
+
+
+def test_a_collection_in_given_tasks_can_be_stopped():
+    calls = []
+
+    def on_step(*call):
+        calls.append(call)
+        return len(calls) < 4
+
+    trials, _ = play(Clock(), 99, tasks=Clock().sample(5, "train", 0), on_step=on_step)
+    assert trials is None
+    assert len(calls) == 4
+
+
+# -- parameters of their own for every task ------------------------------------------------------------------------
+
+TASKS, SLOTS = 3, 4
+
+
+def own_params(policy):
+    generator = torch.Generator().manual_seed(0)
+    initial = policy.initial_params()
+    return {name: 0.5 * torch.randn(TASKS, *value.shape, generator=generator) for name, value in initial.items()}
+
+
+def tanh_layers(x, params, trunk, task):
+    names = sorted(name for name in params if name.startswith(trunk) and name.endswith("weight"))
+    for name in names:
+        weight, bias = params[name][task], params[name.replace("weight", "bias")][task]
+        x = np.tanh(x @ weight.T + bias)
+    return x
+
+
+def by_hand(policy, params, inputs, actions, task):
+    """Log-probabilities and values of `inputs [M, F]` and `actions [M, ...]` in plain NumPy."""
+    params = {name: value.numpy().astype(np.float64) for name, value in params.items()}
+    outputs = tanh_layers(inputs, params, "policy_trunk", task) @ params["policy_head.linear.weight"][task].T
+    outputs = outputs + params["policy_head.linear.bias"][task]
+    if "policy_head.log_std" in params:
+        log_std = params["policy_head.log_std"][task]
+        z = (actions - outputs) / np.exp(log_std)
+        log_probs = -(z**2 / 2 + log_std + np.log(2 * np.pi) / 2).sum(-1)
+    else:
+        log_probs = outputs[np.arange(len(actions)), actions] - np.log(np.exp(outputs).sum(-1))
+    values = tanh_layers(inputs, params, "value_trunk", task) @ params["value_head.weight"][task].T
+    values = values + params["value_head.bias"][task]
+    return log_probs, float(policy.value_mean) + float(policy.value_std) * values[:, 0]
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+@pytest.mark.parametrize("observing", ["box", "dict", "discrete from 5"])
+def test_each_slot_acts_with_the_parameters_of_its_task(observing, actions):
+    family = Clock(
+        lengths=(1, 4, 2, 5, 3), endings=("terminated", "truncated"), episodes=1, observing=observing, actions=actions
+    )
+    torch.manual_seed(0)
+    policy = GradientPolicy(family.observation_space, family.action_space, hidden=(6, 5), with_value=True)
+    policy.value_mean.fill_(7.0)
+    policy.value_std.fill_(3.0)
+    params = own_params(policy)
+    tasks = family.sample(TASKS, "train", 3)[np.repeat(np.arange(TASKS), SLOTS)]
+    trials, _ = play(family, 8, TASKS * SLOTS, AdaptedPolicy(policy, params), tasks=tasks)
+    seen = trials.observations
+    if observing == "dict":
+        leaves = {"where": seen["where"], "step": torch.eye(10)[seen["step"]]}
+        inputs = torch.cat([leaves[key] for key in family.observation_space], -1)
+    else:
+        inputs = seen if observing == "box" else torch.eye(10)[seen - 5]
+    beyond = trials.truncated & trials.trial_end
+    assert beyond.any()
+    for row in range(TASKS * SLOTS):
+        log_probs, values = by_hand(policy, params, inputs[:, row].numpy(), trials.actions[:, row].numpy(), row // SLOTS)
+        np.testing.assert_allclose(trials.log_probs[:, row], log_probs, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(trials.values[:, row], values, rtol=1e-4, atol=1e-4)
+        other, _ = by_hand(
+            policy, params, inputs[:, row].numpy(), trials.actions[:, row].numpy(), (row // SLOTS + 1) % TASKS
+        )
+        assert not np.isclose(log_probs, other).any()
+    assert (trials.bootstrap != 0)[beyond].all()
+    assert not trials.bootstrap[~trials.trial_end | (trials.terminated & trials.trial_end)].any()
+
+
+def test_poles_that_fall_at_different_times():
+    family = make_family("metarl/CartPoleContext-v0", num_steps=40)
+    torch.manual_seed(0)
+    policy = GradientPolicy(family.observation_space, family.action_space, hidden=(4,))
+    tasks = family.sample(TASKS, "test", 0)[np.repeat(np.arange(TASKS), SLOTS)]
+    trials, _ = play(family, 40, TASKS * SLOTS, AdaptedPolicy(policy, own_params(policy)), tasks=tasks, episodes=1)
+    done = (trials.terminated | trials.truncated).long()
+    lengths = done.argmax(0) + 1
+    assert len(lengths.unique()) > 2
+    assert len(trials.rewards) == lengths.max()
+    assert torch.equal(trials.first, torch.arange(int(lengths.max()))[:, None] < lengths)
+    assert torch.equal((trials.rewards * trials.first).sum(0), lengths.float())
+    assert not trials.values.any()
 
 
 def test_batches_of_observations_are_checked():

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from torch import Tensor, nn
 
 from metarl.batched import Params
@@ -52,6 +53,11 @@ def check_exportable(observation_space: gym.Space, action_space: gym.Space) -> N
     for space in (action_space, *leaves):
         if np.any(getattr(space, "start", 0)):
             raise ValueError(f"the policy cannot be exported: Stable-Baselines3 counts from 0, and a space is {space}")
+    for space in leaves:
+        if is_image_space(space) and not is_image_space_channels_first(space):
+            raise ValueError(
+                f"the policy cannot be exported: Stable-Baselines3 turns images to have channels first, got {space}"
+            )
     if isinstance(action_space, gym.spaces.Box):
         if not np.issubdtype(action_space.dtype, np.floating):
             raise ValueError(

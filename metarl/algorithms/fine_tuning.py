@@ -98,7 +98,8 @@ class FineTuningPlayer:
             rounds = -(-episodes // num_envs)
             ppo.learn(rounds * num_envs * ppo.n_steps, callback=lambda *_: not envs.finished)
         except ValueError as error:
-            if not str(error).startswith("Expected parameter"):  # what PyTorch says of probabilities that are none
+            # what PyTorch says of probabilities that are none or, where it does not check these, the environment of actions
+            if not str(error).startswith(("Expected parameter", "actions must be finite")):
                 raise
             raise Diverged(
                 index, f"task {index}: PPO diverged, its policy's actions have no distribution any more"

@@ -8,8 +8,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from torch import Tensor
 
-from metarl.algorithms.export import to_stable_baselines
+from metarl.algorithms.export import check_exportable, to_stable_baselines
 from metarl.algorithms.players import AdaptivePlayer, GradientPlayer
 from metarl.batched import of_task
 from metarl.policies import Memory, TrialPolicy
@@ -81,17 +82,21 @@ class Learner:
             raise ValueError(f"reward must be finite, got {reward} in {where}")
         flags = np.array([[terminated], [truncated]], bool)
         successor = None if next_observation is None else as_batch(next_observation, self.observation_space)[0]
-        self._player.observe(Transition(None, None, np.array([reward]), *flags, successor))
         self._waiting = False
+        self._player.observe(Transition(None, None, np.array([reward]), *flags, successor))
         self._return += float(reward)
         self._step += 1
         if terminated or truncated:
             self.returns.append(self._return)
             self._return, self._step = 0.0, 0
 
-    def export(self, path: str | Path) -> Path:
-        """Agents that adapt by a memory have no ordinary policy to export."""
+    def check_exportable(self) -> None:
+        """Raise a `ValueError`, with the reason, where `export` would: an agent with a memory is no ordinary policy."""
         raise ValueError("only agents that adapt by gradient steps can be exported: what this one has learned is its memory")
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy as it is now for Stable-Baselines3; see `check_exportable`."""
+        self.check_exportable()
 
     def watch(self, env: gym.Env) -> gym.Env:
         """`env`, wrapped so that every step is observed by this learner."""
@@ -121,6 +126,11 @@ class GradientLearner(Learner):
         """Steps taken so far."""
         return int(self._player.updates[0])
 
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The parameters as they are now, by name."""
+        return of_task(self._player.params, 0)
+
     def adapt(self, env: gym.Env, gradient_steps: int, seed: int | None = None) -> Self:
         """Play as many episodes as it takes for so many further gradient steps."""
         if gradient_steps < 0:
@@ -137,7 +147,11 @@ class GradientLearner(Learner):
         Raises:
             ValueError: when Stable-Baselines3 cannot take the spaces, with the reason.
         """
-        return to_stable_baselines(self._player.policy, of_task(self._player.params, 0), **options)
+        return to_stable_baselines(self._player.policy, self.params, **options)
+
+    def check_exportable(self) -> None:
+        """Raise a `ValueError`, with the reason, at spaces that Stable-Baselines3 cannot take."""
+        check_exportable(self.observation_space, self.action_space)
 
     def export(self, path: str | Path) -> Path:
         """Write `stable_baselines()` to a file that `PPO.load(path, env)` reads; without a suffix, `.zip` is appended."""

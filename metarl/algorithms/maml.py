@@ -7,6 +7,10 @@ algorithm, whose settings give the others: `second_order=False` is FOMAML, `upda
 coefficient is fixed.
 """
 
+import copy
+import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +42,9 @@ from metarl.policies import AdaptedPolicy, GradientPolicy
 from metarl.trials import to_tensor
 from metarl.updates import Diverged, check_adapted
 from metarl_envs import TaskFamily, TaskSet
+
+LARGEST_FOR_LINEAR = 512
+"""Numbers in an observation up to which the linear baseline is fitted."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,15 @@ class MAMLConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("learning_rate", "inner_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.final_learning_rate is not None and not self.final_learning_rate > 0:
             raise ValueError(f"final_learning_rate must be above 0, got {self.final_learning_rate}")
-        if not self.kl_coef >= 0:
-            raise ValueError(f"kl_coef must be at least 0, got {self.kl_coef}")
+        for name in ("kl_coef", "entropy_coef", "value_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.outer_update == "reptile" and (self.kl_coef or self.entropy_coef or self.every_step):
+            raise ValueError("kl_coef, entropy_coef and every_step must be left out with outer_update reptile")
         if self.outer_update == "reptile" and self.update_rule != "sgd":
             raise ValueError(
                 f"update_rule must be sgd with outer_update reptile, which trains no rule, got {self.update_rule}"
@@ -137,6 +147,8 @@ class MAMLPPO(MetaAlgorithm):
 
     def _make_policy(self) -> GradientPolicy:
         config = self.config
+        if config.compile and not ("CXX" in os.environ or any(map(shutil.which, ("g++", "clang++", "c++")))):
+            raise ValueError("compile needs a C++ compiler: none of g++, clang++ and c++ is installed, and CXX names none")
         policy = self.policy_class(
             self.observation_space,
             self.action_space,
@@ -155,6 +167,12 @@ class MAMLPPO(MetaAlgorithm):
             raise ValueError(
                 "episodes_per_update must be at least 2 where an episode is a single step, got 1: "
                 "advantages are compared with each other"
+            )
+        size = gym.spaces.flatdim(family.observation_space)
+        if self.config.baseline == "linear" and size > LARGEST_FOR_LINEAR:
+            raise ValueError(
+                f"baseline must be network or none where observations hold more than {LARGEST_FOR_LINEAR} numbers, got "
+                f"linear for {size}: it is solved for in every task"
             )
         super()._take_family(family)
 
@@ -178,18 +196,19 @@ class MAMLPPO(MetaAlgorithm):
         batches, returns = played
         config = self.config
         set_learning_rate(self.policy.optimizer, geometric(config.learning_rate, config.final_learning_rate, progress))
+        before = copy.deepcopy((self.policy.state_dict(), self.policy.optimizer.state_dict()))
         try:
             if config.outer_update == "reptile":
                 metrics = reptile_update(self.policy, batches, config)
             else:
                 metrics = update(self.policy, batches, config, self._meta_loss)
-        except Diverged as error:
-            raise self._naming_task(error, tasks) from error
+        except ValueError as error:  # some epochs may be done: none of them counts
+            self.policy.load_state_dict(before[0])
+            self.policy.optimizer.load_state_dict(before[1])
+            raise self._naming_task(error, tasks) if isinstance(error, Diverged) else error from error
         if self.policy.value_head is not None:
-            valid = torch.stack([batch.targets[batch.weights > 0].mean() for batch in batches])
-            spread = torch.cat([batch.targets[batch.weights > 0] for batch in batches])
-            self.policy.track_returns(self.policy.denormalise(spread), config.return_rate)
-            metrics["value_target"] = float(valid.mean())
+            targets = torch.cat([batch.targets[batch.weights > 0] for batch in batches])
+            self.policy.track_returns(self.policy.denormalise(targets), config.return_rate)
         self._n_updates += 1 if config.outer_update == "reptile" else config.epochs
         self._record(returns, metrics)
         return True
@@ -202,7 +221,8 @@ class MAMLPPO(MetaAlgorithm):
 
         def on_step(rewards: np.ndarray, dones: np.ndarray) -> bool:
             self.num_timesteps += self.n_envs
-            callback.update_locals({"rewards": rewards, "dones": np.zeros_like(dones)})  # trials go on
+            ended = dones & (step == config.inner_steps)  # trials end with the episodes after the last inner step
+            callback.update_locals({"rewards": rewards, "dones": ended})
             return callback.on_step()
 
         params = for_tasks({n: p.detach() for n, p in policy.initial_params().items()}, config.num_tasks)
@@ -321,7 +341,7 @@ def update(
     `loss` is `meta_loss` as it is, or compiled.
     """
     settings = config.settings
-    policy.set_training_mode(True)
+    policy.set_training_mode(False)  # as when the steps were collected: adapting must be the same everywhere
     old = None
     if config.kl_coef:
         stages = adapted_params(policy, batches[:-1], settings)[:-1]
@@ -349,7 +369,7 @@ def update(
 
 def reptile_update(policy: GradientPolicy, batches: list[TaskBatch], config: MAMLConfig) -> dict[str, float]:
     """One step of the starting point towards the mean of the parameters adapted to ALL batches (Nichol et al. 2018)."""
-    policy.set_training_mode(True)
+    policy.set_training_mode(False)
     adapted: Params = adapted_params(policy, batches, config.settings)[-1]
     distance = 0.0
     for name, value in policy.initial_params().items():

@@ -135,6 +135,8 @@ class GradientPlayer:
         self._step += 1
         self._episodes += terminated | truncated
         due = self._episodes >= self.episodes_per_update
+        if transition.playing is not None:
+            due &= transition.playing
         if due.any():
             self._update(np.flatnonzero(due))
             self._since[due], self._episodes[due] = self._step, 0
@@ -187,8 +189,7 @@ class GradientPlayer:
         try:
             check_adapted(params, losses, self.updates[rows] + 1)
         except Diverged as error:
-            task = int(rows[error.task])
-            raise Diverged(task, f"task {task}: {error}") from error
+            raise Diverged(int(rows[error.task]), str(error)) from error
         for name, value in self.params.items():
             value[index] = params[name].detach()
         self._rule_state = tree_map(lambda old, new: old.index_copy(0, index, new.detach()), self._rule_state, state)

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from metarl.trials import Player, SelfPlayer, Transition, check_finite
+from metarl.updates import Diverged
 from metarl_envs import TaskFamily, TaskSet
 
 
@@ -65,10 +66,15 @@ def _play_batch(player: Player, envs, tasks: TaskSet, episodes: int, seed: int, 
         successors, rewards, terminated, truncated, _ = envs.step(actions)
         check_finite(rewards, envs, step, first_task)
         returns[slots, episode] += rewards
-        player.observe(Transition(observations, actions, rewards, terminated, truncated, successors))
         done = terminated | truncated
+        episode = np.minimum(episode + done, episodes)
+        playing = episode < episodes
+        try:
+            player.observe(Transition(observations, actions, rewards, terminated, truncated, successors, playing))
+        except Diverged as error:
+            task = first_task + error.task
+            raise Diverged(task, f"task {task}: {error}") from error
         if done.any():
-            episode = np.minimum(episode + done, episodes)
             successors, _ = envs.reset(options={"reset_mask": done})
         observations = successors
         step += 1

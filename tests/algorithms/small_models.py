@@ -7,6 +7,7 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
 )
 
+from metarl.algorithms.maml import MAMLPPO
 from metarl.algorithms.rl2 import RL2PPO
 
 
@@ -90,3 +91,13 @@ class At(BaseCallback):
 
     def _on_step(self):
         return self.n_calls != self.n or self.action(self.model) is not False
+
+
+NAVIGATION = ("metarl/Navigation2D-v0", dict(num_steps=5))
+POLES = ("metarl/CartPoleContext-v0", dict(num_steps=40))  # most fall before
+
+
+def make_maml(env="bandit", seed=0, **kwargs):
+    name, env_kwargs = (ENVS | {"navigation": NAVIGATION, "poles": POLES})[env]
+    options = dict(num_tasks=4, episodes_per_update=3, epochs=2, policy_kwargs=dict(hidden=(6,)), seed=seed) | kwargs
+    return MAMLPPO("MlpPolicy", name, env_kwargs=env_kwargs, **options)

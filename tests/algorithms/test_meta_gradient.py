@@ -261,6 +261,16 @@ def test_the_inner_step_follows_the_exact_policy_gradient(objective):
         torch.testing.assert_close(ours, flat(policy) + RATE * gradient_of(policy, chain, flat(policy)))
 
 
+def test_with_every_step_the_loss_is_the_mean_over_the_steps():
+    policy, problems = make_policy((3,)), chains(2)
+    settings = Settings(inner_objective="dice", baseline="none")
+    one, two = (
+        finite_differences(lambda v, k=steps: after_adaptation(policy, problems, v, k), flat(policy)) for steps in (1, 2)
+    )
+    ours = meta_gradient(policy, problems, settings._replace(every_step=True), 2)
+    torch.testing.assert_close(ours, (one + two) / 2, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("functional", [False, True])
 def test_learned_rates_get_the_exact_gradient(functional):
     policy, problems = make_policy(update_rule="learned_sgd"), chains(2)
