@@ -37,7 +37,7 @@ GRADIENT_METHODS: dict[str, dict[str, Any]] = {
     "FOMAML": {"second_order": False},
     "Meta-SGD": {"update_rule": "meta_sgd"},
     "ProMP": {"kl_coef": 0.1},
-    "Reptile": {"outer_update": "reptile"},
+    "Reptile": {"outer_update": "reptile", "every_step": False},
 }
 """Hyperparameters over those of the family's preset for MAML."""
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -61,7 +61,9 @@ class Family:
 
 
 FAMILIES = {
-    "gridnavi": Family("maml-gridnavi", "gridnavi", 40, {"num_envs": 16, "gamma": 0.97, "ent_coef": 0.01}),
+    "gridnavi": Family(
+        "maml-gridnavi", "gridnavi", 40, {"num_envs": 16, "batch_size": 256, "gamma": 0.97, "ent_coef": 0.01}
+    ),
     "cartpole-context": Family(
         "maml-cartpole-context", "cartpole-context", 20, {"num_envs": 8, "n_steps": 256, "batch_size": 256, "gamma": 0.98}
     ),
