@@ -117,7 +117,7 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
         model.family,
         split=settings.split,
         num_tasks=settings.num_tasks,
-        episodes=settings.episodes,
+        episodes=model.episodes_in(model.family) if settings.episodes is None else settings.episodes,
         seed=settings.seed,
         references=settings.references,
         reference_tasks=settings.reference_tasks,
