@@ -15,6 +15,10 @@ from metarl.updates import Diverged, check_adapted
 from metarl_envs import TaskSet
 
 
+STEPS_AT_ONCE = 16_384
+"""Steps of all tasks together that an inner step is taken on at once: thousands of tasks would need gigabytes."""
+
+
 class AdaptivePlayer(Player, Protocol):
     """A player that a `Learner` can act with."""
 
@@ -138,7 +142,11 @@ class GradientPlayer:
         if transition.playing is not None:
             due &= transition.playing
         if due.any():
-            self._update(np.flatnonzero(due))
+            rows = np.flatnonzero(due)
+            longest = self._step - self._since[rows].min()
+            at_once = max(1, STEPS_AT_ONCE // int(longest))
+            for start in range(0, len(rows), at_once):
+                self._update(rows[start : start + at_once])
             self._since[due], self._episodes[due] = self._step, 0
             self.updates += due
             outdated = self._since.min() - self._forgotten
