@@ -6,15 +6,18 @@
 All are trained for the same number of environment steps, on training tasks, and play trials of the same length on the same
 held-out tasks; those that run PPO in every task play the first of them only. The trial is that of MAML: its gradient steps
 are taken after every `episodes_per_update` episodes, and fine-tuning and training from scratch update as often. Their
-learning rate is the best of four on TRAINING tasks. RL² and the oracle have nothing to wait for.
+learning rate is the best of four on TRAINING tasks, which is not in the budget. RL² and the oracle have nothing to wait for;
+RL² is trained by its own preset, on shorter trials than it is played in here.
 
-Runs live in `runs/methods/`, and are continued there. Result: `experiments/results/methods-FAMILY.json` and a picture per
+Runs live in `runs/methods/`, and are continued there; what was made with other settings is refused.
+Result: `experiments/results/methods-FAMILY.json` and a picture per
 seed and split beside it.
 """
 
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,14 +89,18 @@ def configs(family: Family, seed: int) -> dict[str, TrainingConfig]:
 def trained_ppo(path: Path, family: Family, config: TrainingConfig, oracle: bool) -> tuple[PPO, float]:
     """PPO on the training tasks, from a file where it is there already, and the seconds that it took."""
     facts = path.with_suffix(".json")
+    settings = {"env_kwargs": dict(config.env_kwargs), "steps": config.total_timesteps, "seed": config.seed, **family.ppo}
     if facts.exists():
-        return PPO.load(path, device="cpu"), json.loads(facts.read_text())["seconds"]
+        kept = json.loads(facts.read_text())
+        if kept["settings"] != json.loads(json.dumps(settings)):
+            sys.exit(f"{path} was trained with other settings than there are now: move it away")
+        return PPO.load(path, device="cpu"), kept["seconds"]
     start = time.monotonic()
     model = train_ppo(config.family, config.total_timesteps, oracle=oracle, seed=config.seed, **family.ppo)
     seconds = time.monotonic() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
-    facts.write_text(json.dumps({"seconds": seconds}))
+    facts.write_text(json.dumps({"seconds": seconds, "settings": settings}))
     return model, seconds
 
 
@@ -148,7 +155,16 @@ def run_seed(name: str, seed: int, splits: Sequence[str]) -> dict:
         others = tuple(curve for method, curve in curves.items() if "PPO" in method)
         agents[0] = dataclasses.replace(agents[0], references=others)
         plot_adaptation(agents, RESULTS / f"methods-{name}-{split}-seed{seed}.png")
-    return {"seed": seed, "methods": kept}
+    return {"seed": seed, "trained_with": _trained_with(name, seed), "methods": kept}
+
+
+def _trained_with(name: str, seed: int) -> dict:
+    """All that decides what is trained, as JSON gives it back."""
+    family = FAMILIES[name]
+    plain = {method: config.plain() for method, config in configs(family, seed).items()}
+    for config in plain.values():
+        del config["evaluation"]
+    return json.loads(json.dumps({"configs": plain, "ppo": family.ppo, "episodes": family.episodes}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     path = RESULTS / f"methods-{options.family}.json"
     rows = {row["seed"]: row for row in json.loads(path.read_text())["seeds"]} if path.exists() else {}
+    rows = {seed: row for seed, row in rows.items() if row["trained_with"] == _trained_with(options.family, seed)}
     for seed in options.seeds:
         rows[seed] = run_seed(options.family, seed, options.splits)
         result = {

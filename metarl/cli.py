@@ -351,8 +351,10 @@ def adapt(args: list[str]) -> None:
             raise ValueError("gradient_steps must be left out: this agent adapts by its memory, as it acts")
         if options.episodes is not None:
             raise ValueError(f"episodes must be left out with gradient_steps, got {options.episodes}")
+        if options.gradient_steps < 0:
+            raise ValueError(f"gradient_steps must be at least 0, got {options.gradient_steps}")
         episodes = options.gradient_steps * every
-    if episodes < 1:
+    elif episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     if seed < 0:
@@ -372,6 +374,8 @@ def adapt(args: list[str]) -> None:
         print(f"episode {episode:>{len(str(episodes))}}/{episodes}   return {result:10.3f}", flush=True)
     if options.export is not None:
         print(f"Exported, for Stable-Baselines3's PPO.load: {learner.export(options.export)}")
+    if not learner.returns:
+        return
     first, last, mean = learner.returns[0], learner.returns[-1], sum(learner.returns) / episodes
     print(f"\n{_sparkline(learner.returns)}   first {first:.3f}   last {last:.3f}   mean {mean:.3f}")
 

@@ -23,6 +23,7 @@ def collect_trials(
     rng: np.random.Generator,
     generator: torch.Generator,
     tasks: TaskSet | None = None,
+    whole: bool = False,
     on_step: Callable[[np.ndarray, np.ndarray], bool] = lambda rewards, trial_over: True,
 ) -> Trials | None:
     """Play `num_steps` steps in every slot, a new task at each trial's start, or one trial in each of given tasks.
@@ -40,6 +41,7 @@ def collect_trials(
         generator: draws actions.
         tasks: one per slot, to stay in. Then collection ends as soon as all slots have played one trial; those that are
             done sooner play on in their task, and `Trials.first` tells their first trial from what came after it.
+        whole: play all `num_steps` nevertheless, for records of one shape.
         on_step: called after every step with its rewards and the ends of trials, both `[B]`; False stops at once.
 
     Returns:
@@ -70,7 +72,7 @@ def collect_trials(
         trial_over = episode >= episodes_per_trial
         over = trial_over if tasks is None else trial_over & ~played  # a slot's further trials in a given task are no trials
         played |= trial_over
-        finished = t + 1 == num_steps or (tasks is not None and played.all())
+        finished = t + 1 == num_steps or (tasks is not None and played.all() and not whole)
         last = np.ones(num_slots, bool) if finished else trial_over
         after = policy.remember(core, actions, rewards, done)
 

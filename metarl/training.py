@@ -138,8 +138,8 @@ def compare_runs(
 ) -> Comparison:
     """Put runs side by side on the same tasks, under the names of their folders.
 
-    Runs that were not so evaluated on `split` yet, or have trained on since, are evaluated first, as another one of them
-    was, or as the first one's config says.
+    Runs that were not so evaluated on `split` yet, or in shorter trials, or have trained on since, are evaluated first, as
+    another one of them was, or as the first one's config says; in trials as long as the longest that one of them trained on.
 
     Args:
         folders: the runs; the first is what the others are compared with.
@@ -157,10 +157,14 @@ def compare_runs(
     known = [AdaptationCurve.load(file) if file.exists() else None for file in files]
     steps = [run.progress().get("num_timesteps") for run in runs]
     done = [curve if curve and curve.training_steps == step else None for curve, step in zip(known, steps, strict=True)]
-    model = next((curve for curve in (*done, *known) if curve), None)
-    shared = {"num_tasks": config.num_tasks, "episodes": config.episodes, "seed": config.seed}
+    model = max((curve for curve in done if curve), key=lambda curve: curve.num_episodes, default=None)
+    model = model or next((curve for curve in known if curve), None)
     if model is not None:
         shared = {"num_tasks": model.num_tasks, "episodes": model.num_episodes, "seed": model.seed}
+    else:
+        episodes = config.episodes or max(load_run(folder).episodes_per_trial for folder in folders)
+        shared = {"num_tasks": config.num_tasks, "episodes": episodes, "seed": config.seed}
+    done = [curve if curve and curve.num_episodes == shared["episodes"] else None for curve in done]
     shared |= {"split": split, "deterministic": deterministic, "progress_bar": progress_bar}
     curves = [curve or evaluate_run(folder, **shared) for folder, curve in zip(folders, done, strict=True)]
     names = [Path(folder).resolve().name for folder in folders]

@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parts = ", ".join(f"{part} {share:.0%}" for part, share in shares[name].items())
             print(f"  {name:<24} {speed:8.2f} meta-iterations/s   {parts}", flush=True)
         ratios = {name: speed / speeds["usual arrangement"] for name, speed in speeds.items()}
-        best = max(ratios.values())
+        best = max(ratio for name, ratio in ratios.items() if "here" in name)
         failed |= best < target
         print(f"  best here is {best:.1f} times the usual arrangement, aimed at {target:g}", flush=True)
         rows.append(

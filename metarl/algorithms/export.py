@@ -22,12 +22,15 @@ def to_stable_baselines(policy: GradientPolicy, params: Params, **options: Any) 
     Args:
         policy: the network.
         params: its parameters.
-        options: arguments of PPO's constructor, for training on.
+        options: arguments of PPO's constructor, for training on, `env` for example.
 
     Raises:
         ValueError: when Stable-Baselines3 cannot take the spaces, with the reason.
     """
     check_exportable(policy.observation_space, policy.action_space)
+    if fixed := {"policy", "policy_kwargs", "use_sde", "_init_setup_model"} & options.keys():
+        raise ValueError(f"{min(fixed)} must be left out: it follows from the policy")
+    env = options.pop("env", None)
     sizes = [layer.out_features for layer in policy.policy_trunk if isinstance(layer, nn.Linear)]
     nested = isinstance(policy.observation_space, gym.spaces.Dict)
     kwargs = {
@@ -42,7 +45,11 @@ def to_stable_baselines(policy: GradientPolicy, params: Params, **options: Any) 
     )
     model.observation_space, model.action_space, model.n_envs = policy.observation_space, policy.action_space, 1
     model._setup_model()
-    model.policy.load_state_dict(_weights(policy, params), strict=False)  # a fresh value network stays
+    loaded = model.policy.load_state_dict(_weights(policy, params), strict=False)  # a fresh value network stays
+    if loaded.unexpected_keys:
+        raise RuntimeError(f"this version of Stable-Baselines3 names the parts of its policy otherwise: {loaded}")
+    if env is not None:
+        model.set_env(env)
     return model
 
 

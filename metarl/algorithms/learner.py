@@ -133,7 +133,7 @@ class GradientLearner(Learner):
 
     def adapt(self, env: gym.Env, gradient_steps: int, seed: int | None = None) -> Self:
         """Play as many episodes as it takes for so many further gradient steps."""
-        if gradient_steps < 0:
+        if gradient_steps < 0 or gradient_steps != int(gradient_steps):
             raise ValueError(f"gradient_steps must be at least 0, got {gradient_steps}")
         wanted = self.gradient_steps + gradient_steps
         while self.gradient_steps < wanted:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import gymnasium as gym
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learner import GradientLearner, as_batch, split_trial_observation
@@ -40,9 +41,11 @@ from metarl.collection import collect_trials
 from metarl.plain import convert
 from metarl.policies import AdaptedPolicy, GradientPolicy
 from metarl.trials import to_tensor
-from metarl.updates import Diverged, check_adapted
+from metarl.updates import RULES, Diverged, check_adapted
 from metarl_envs import TaskFamily, TaskSet
 
+MOST_STEPS = 20_000_000
+"""Steps that an iteration may hold in memory."""
 LARGEST_FOR_LINEAR = 512
 """Numbers in an observation up to which the linear baseline is fitted."""
 
@@ -56,9 +59,9 @@ class MAMLConfig:
     episodes_per_update: int = 20
     """Episodes in a task from which each gradient step is taken."""
     inner_steps: int = 1
-    """Gradient steps within a trial during training; afterwards there may be any number."""
-    update_rule: Literal["sgd", "learned_sgd", "meta_sgd"] = "sgd"
-    """How gradients change parameters: at a fixed rate, a learned one, or a learned one per parameter (Meta-SGD)."""
+    """Gradient steps within a trial during training; afterwards there may be any number, for better or worse."""
+    update_rule: str = "sgd"
+    """How gradients change parameters: sgd, learned_sgd (a learned rate), meta_sgd (one per parameter), or your own."""
     inner_rate: float = 0.1
     """Step size of the update rule, or where it starts."""
     adapted: Literal["all", "head", "body"] = "all"
@@ -114,7 +117,9 @@ class MAMLConfig:
         for name in ("learning_rate", "inner_rate", "clip_range", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.final_learning_rate is not None and not self.final_learning_rate > 0:
+        if self.update_rule not in RULES:
+            raise ValueError(f"update_rule must be one of {', '.join(RULES)}, got {self.update_rule!r}")
+        if self.final_learning_rate is not None and not 0 < self.final_learning_rate < math.inf:
             raise ValueError(f"final_learning_rate must be above 0, got {self.final_learning_rate}")
         for name in ("kl_coef", "entropy_coef", "value_coef"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -134,7 +139,7 @@ class MAMLConfig:
     @property
     def settings(self) -> Settings:
         """What the mathematics needs to know."""
-        return Settings(**{name: getattr(self, name) for name in Settings._fields if hasattr(self, name)})
+        return Settings(**{name: getattr(self, name) for name in Settings._fields if name != "normalise_advantages"})
 
 
 class MAMLPPO(MetaAlgorithm):
@@ -174,6 +179,13 @@ class MAMLPPO(MetaAlgorithm):
                 f"baseline must be network or none where observations hold more than {LARGEST_FOR_LINEAR} numbers, got "
                 f"linear for {size}: it is solved for in every task"
             )
+        longest = self.config.num_envs * family.max_episode_steps * (self.config.inner_steps + 1)
+        if longest > MOST_STEPS:
+            raise ValueError(
+                f"num_tasks x episodes_per_update x steps x (inner_steps + 1) must be at most {MOST_STEPS:,} steps, "
+                f"got {longest:,}: {self.config.num_tasks} x {self.config.episodes_per_update} x "
+                f"{family.max_episode_steps} x {self.config.inner_steps + 1}"
+            )
         super()._take_family(family)
 
     @cached_property
@@ -202,10 +214,12 @@ class MAMLPPO(MetaAlgorithm):
                 metrics = reptile_update(self.policy, batches, config)
             else:
                 metrics = update(self.policy, batches, config, self._meta_loss)
-        except ValueError as error:  # some epochs may be done: none of them counts
+        except BaseException as error:  # some epochs may be done: none of them counts
             self.policy.load_state_dict(before[0])
             self.policy.optimizer.load_state_dict(before[1])
-            raise self._naming_task(error, tasks) if isinstance(error, Diverged) else error from error
+            if isinstance(error, Diverged):
+                raise self._naming_task(error, tasks) from error
+            raise
         if self.policy.value_head is not None:
             targets = torch.cat([batch.targets[batch.weights > 0] for batch in batches])
             self.policy.track_returns(self.policy.denormalise(targets), config.return_rate)
@@ -238,21 +252,26 @@ class MAMLPPO(MetaAlgorithm):
                 rng=self.rngs["tasks"],
                 generator=self.generator,
                 tasks=slots,
+                whole=config.compile,  # every other length would be compiled anew
                 on_step=on_step,
             )
             if trials is None:
                 return None
             batches.append(make_batch(policy, trials, config.num_tasks, trials.first, config.settings))
             returns.append((trials.rewards * trials.first).sum(0).cpu().numpy())
+            lengths = trials.first.sum(0).cpu().numpy()
             if step < config.inner_steps:
                 try:
                     params, state, losses = adapt(policy, params, state, batches[-1], config.settings)
-                    params = {name: value.detach() for name, value in params.items()}
+                    params, state = tree_map(torch.detach, (params, state))
                     check_adapted(params, losses, step + 1)
                 except Diverged as error:
                     raise self._naming_task(error, tasks) from error
         callback.update_locals(locals())
         callback.on_rollout_end()
+        self.ep_info_buffer.extend(
+            {"r": r, "l": length, "t": 0.0} for r, length in zip(returns[-1].tolist(), lengths.tolist(), strict=True)
+        )
         return batches, np.array(returns)
 
     def _naming_task(self, error: Diverged, tasks: TaskSet) -> Diverged:
@@ -264,10 +283,7 @@ class MAMLPPO(MetaAlgorithm):
         )
 
     def _record(self, returns: np.ndarray, metrics: dict[str, float]) -> None:
-        latest = returns.mean(1)
-        steps = self.family.max_episode_steps
-        self.ep_info_buffer.extend({"r": r, "l": steps, "t": 0.0} for r in returns[-1].tolist()[-100:])
-        for step, value in enumerate(latest):
+        for step, value in enumerate(returns.mean(1)):
             self.logger.record(f"rollout/return_after_{step}_steps", float(value))
         self.logger.record("train/learning_rate", self.policy.optimizer.param_groups[0]["lr"])
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -282,7 +298,7 @@ class MAMLPPO(MetaAlgorithm):
         config = self.config
         if config.outer_update == "reptile":
             return "Reptile"
-        name = {"sgd": "MAML", "learned_sgd": "MAML, learned rate", "meta_sgd": "Meta-SGD"}[config.update_rule]
+        name = RULES[config.update_rule].method
         if config.adapted == "head":
             name = "ANIL"
         elif config.adapted == "body":
@@ -292,9 +308,17 @@ class MAMLPPO(MetaAlgorithm):
         return name if config.second_order else "FOMAML" if name == "MAML" else f"first-order {name}"
 
     def player(self, deterministic: bool = False) -> GradientPlayer:
-        """The agent as a player of whole batches of trials."""
-        name = self.method + ", likeliest actions" * deterministic
-        return GradientPlayer(self.policy, self.config.settings, self.config.episodes_per_update, name, deterministic)
+        """The agent as a player of whole batches of trials.
+
+        Raises:
+            ValueError: when it is to be deterministic.
+        """
+        if deterministic:
+            raise ValueError(
+                "deterministic must be False for an agent that adapts by gradient steps: episodes that are all alike have "
+                "no gradient. Adapt with sampled actions; then the learner's predict(..., deterministic=True) acts likeliest"
+            )
+        return GradientPlayer(self.policy, self.config.settings, self.config.episodes_per_update, self.method)
 
     def adapt(
         self,
@@ -354,17 +378,33 @@ def update(
             part_old = None if old is None else [params[rows] for params in old]
             losses, metrics = loss(policy, part, part_old, settings, functional=config.compile)
             if not torch.isfinite(losses).all():
+                adapted_params(policy, batches[:-1], settings)  # names the gradient step, if one of them diverged
                 task = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
-                raise Diverged(task, f"the loss after {config.inner_steps} inner steps is not finite")
+                raise Diverged(task, f"the loss after gradient step {config.inner_steps} is not finite")
             (losses.sum() / config.num_tasks).backward()
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum())
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
         if not torch.isfinite(norm):
-            steps, rate = config.inner_steps, config.inner_rate
-            raise ValueError(f"the gradient after {steps} inner steps is not finite: lower inner_rate, got {rate}")
+            raise _diverged_gradient(policy, batches, old, config)
         policy.optimizer.step()
     return {name: value / (config.num_tasks * config.epochs) for name, value in sums.items()}
+
+
+def _diverged_gradient(
+    policy: GradientPolicy, batches: list[TaskBatch], old: list[torch.Tensor] | None, config: MAMLConfig
+) -> ValueError:
+    """What to say where the outer gradient is not finite: which task's, and through how many of its inner steps."""
+    parameters = list(policy.parameters())
+    for steps in range(1, config.inner_steps + 1):
+        for task in range(config.num_tasks):
+            rows = slice(task, task + 1)
+            part = [batch.tasks(rows) for batch in (*batches[:steps], batches[-1])]
+            loss, _ = meta_loss(policy, part, None if old is None else [params[rows] for params in old], config.settings)
+            found = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+            if not all(grad is None or torch.isfinite(grad).all() for grad in found):
+                return Diverged(task, f"the inner loop diverged: the gradient through gradient step {steps} is not finite")
+    return ValueError(f"the outer gradient is not finite: lower inner_rate, got {config.inner_rate}, or learning_rate")
 
 
 def reptile_update(policy: GradientPolicy, batches: list[TaskBatch], config: MAMLConfig) -> dict[str, float]:
@@ -382,6 +422,7 @@ def reptile_update(policy: GradientPolicy, batches: list[TaskBatch], config: MAM
 def chunks(batch: TaskBatch, steps: int = 4096) -> Iterator[slice]:
     """Rows of tasks, at most about `steps` steps at a time: the graph of a few tasks stays in the processor's cache."""
     num_tasks, per_task = batch.weights.shape
-    size = min(num_tasks, max(1, steps // per_task))
+    most = min(num_tasks, max(1, steps // per_task))
+    size = max(part for part in range(1, most + 1) if num_tasks % part == 0)  # all alike, as compiled code wants them
     for start in range(0, num_tasks, size):
         yield slice(start, start + size)

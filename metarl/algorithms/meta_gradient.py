@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from metarl import losses
 from metarl.batched import Params, for_tasks
@@ -174,7 +175,7 @@ def adapted_params(policy: GradientPolicy, batches: Sequence[TaskBatch], setting
     stages = [params]
     for step, batch in enumerate(batches):
         params, state, inner_losses = adapt(policy, params, state, batch, settings)
-        params = {name: value.detach() for name, value in params.items()}
+        params, state = tree_map(torch.detach, (params, state))
         check_adapted(params, inner_losses, step + 1)
         stages.append(params)
     return stages

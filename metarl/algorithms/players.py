@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_map
 from metarl.algorithms.meta_gradient import Settings, adapt, make_batch
 from metarl.batched import Params, for_tasks
 from metarl.policies import AdaptedPolicy, GradientPolicy, Memory, TrialPolicy
-from metarl.trials import Observations, Player, TensorObs, Transition, Trials, to_tensor
+from metarl.policies.parts import map_leaves
+from metarl.trials import Observations, Player, Transition, Trials, to_tensor
 from metarl.updates import Diverged, check_adapted
 from metarl_envs import TaskSet
-
 
 STEPS_AT_ONCE = 16_384
 """Steps of all tasks together that an inner step is taken on at once: thousands of tasks would need gigabytes."""
@@ -78,8 +78,8 @@ class GradientPlayer:
         settings: of the inner loss.
         episodes_per_update: episodes of a slot between its steps.
         name: how tables and pictures call it.
-        deterministic: take the likeliest action instead of sampling. Then there is little to learn from: gradient
-            estimates need actions that vary.
+        deterministic: take the likeliest action instead of sampling. Episodes that are all alike have no gradient: who
+            acts so does not adapt.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class GradientPlayer:
         """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
         deterministic = self.deterministic if deterministic is None else deterministic
         head = self.policy.policy_head
-        observations = _map(to_tensor(observations, self.policy.device), torch.clone)
+        observations = map_leaves(to_tensor(observations, self.policy.device), torch.clone)
         params, values, _ = self._acting.act(observations, None)
         actions = head.mode(params) if deterministic else head.sample(params, self._generator)
         log_probs = head.log_prob(params, actions)
@@ -139,8 +139,9 @@ class GradientPlayer:
         self._step += 1
         self._episodes += terminated | truncated
         due = self._episodes >= self.episodes_per_update
-        if transition.playing is not None:
+        if transition.playing is not None:  # the others have nothing more to learn, nor to remember
             due &= transition.playing
+            self._since[~transition.playing] = self._step
         if due.any():
             rows = np.flatnonzero(due)
             longest = self._step - self._since[rows].min()
@@ -149,9 +150,9 @@ class GradientPlayer:
                 self._update(rows[start : start + at_once])
             self._since[due], self._episodes[due] = self._step, 0
             self.updates += due
-            outdated = self._since.min() - self._forgotten
-            del self._steps[:outdated]
-            self._forgotten += outdated
+        outdated = self._since.min() - self._forgotten
+        del self._steps[:outdated]
+        self._forgotten += outdated
 
     @torch.no_grad()
     def _value_after(self, transition: Transition) -> Tensor:
@@ -175,7 +176,7 @@ class GradientPlayer:
 
         names = ("actions", "rewards", "terminated", "truncated", "bootstrap", "log_probs", "values")
         record = {name: stacked(name) for name in names}
-        observations = [_map(step["observations"], lambda x: x[index]) for step in steps]
+        observations = [map_leaves(step["observations"], lambda x: x[index]) for step in steps]
         nested = isinstance(observations[0], dict)
         record["observations"] = (
             {key: torch.stack([one[key] for one in observations]) for key in observations[0]}
@@ -201,9 +202,3 @@ class GradientPlayer:
         for name, value in self.params.items():
             value[index] = params[name].detach()
         self._rule_state = tree_map(lambda old, new: old.index_copy(0, index, new.detach()), self._rule_state, state)
-
-
-def _map(observations: TensorObs, function) -> TensorObs:
-    if isinstance(observations, dict):
-        return {key: function(value) for key, value in observations.items()}
-    return function(observations)

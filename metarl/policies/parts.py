@@ -32,6 +32,8 @@ def check_sizes(**lists: Sequence[int]) -> None:
     for name, sizes in lists.items():
         if isinstance(sizes, str) or not isinstance(sizes, Sequence):
             raise ValueError(f"{name} must be a list of sizes, got {sizes!r}")
+        if any(size != int(size) or size < 1 for size in sizes):
+            raise ValueError(f"{name} must be a list of sizes of at least 1, got {sizes!r}")
 
 
 def mlp(input_size: int, sizes: Sequence[int]) -> nn.Sequential:

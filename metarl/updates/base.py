@@ -1,6 +1,6 @@
 """The protocol of update rules: how gradients become parameter changes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,7 +12,12 @@ class UpdateRule(nn.Module):
 
     As optax's `GradientTransformation`, but it gives parameters in place of differences and may read them and the loss.
     All of it can be differentiated, so that the outer loop trains what is learned.
+
+    Attributes:
+        method: what the field calls MAML with this rule.
     """
+
+    method: ClassVar[str] = "MAML, own rule"
 
     def init(self, params: Params) -> Any:
         """The state at the start of a trial, for `params [N, ...]`; most rules have none."""

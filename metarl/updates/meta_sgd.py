@@ -19,6 +19,8 @@ class MetaSGD(UpdateRule):
         rate: where all rates start.
     """
 
+    method = "Meta-SGD"
+
     def __init__(self, params: Mapping[str, Tensor], rate: float):
         super().__init__()
         self.rates = nn.ParameterDict({_key(n): nn.Parameter(torch.full_like(p, rate)) for n, p in params.items()})

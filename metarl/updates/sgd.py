@@ -18,6 +18,8 @@ class SGD(UpdateRule):
         learned: whether the outer loop trains it.
     """
 
+    method = "MAML"
+
     def __init__(self, params: Mapping[str, Tensor], rate: float, learned: bool = False):
         super().__init__()
         device = next(iter(params.values())).device
@@ -34,6 +36,8 @@ class SGD(UpdateRule):
 
 class LearnedSGD(SGD):
     """`p - rate * g` with a rate that the outer loop trains."""
+
+    method = "MAML, learned rate"
 
     def __init__(self, params: Mapping[str, Tensor], rate: float):
         super().__init__(params, rate, learned=True)

@@ -1,6 +1,7 @@
 """MAML-PPO and what its settings make of it: one seed gives one model, adaptation is what training says it is, errors."""
 
 import dataclasses
+import re
 import shutil
 import signal
 
@@ -207,11 +208,11 @@ def test_chunks_of_tasks_add_up(monkeypatch):
 
 def test_chunks_cover_all_tasks():
     class Batch:
-        weights = torch.zeros(7, 10)
+        weights = torch.zeros(6, 10)
 
-    assert [*chunks(Batch, 25)] == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
-    assert [*chunks(Batch, 1)] == [slice(i, i + 1) for i in range(7)]
-    assert [*chunks(Batch)] == [slice(0, 7)]
+    assert [*chunks(Batch, 45)] == [slice(0, 3), slice(3, 6)]  # all alike: 4 would not do
+    assert [*chunks(Batch, 1)] == [slice(i, i + 1) for i in range(6)]
+    assert [*chunks(Batch)] == [slice(0, 6)]
 
 
 class Glimpse(gym.Env):
@@ -831,7 +832,8 @@ def test_seeds_and_likeliest_actions():
 
     assert play(1) == play(1)
     assert play(1) != play(2)
-    assert play(1, deterministic=True) == play(2, deterministic=True)
+    with pytest.raises(ValueError, match="deterministic must be False for an agent that adapts by gradient steps"):
+        play(1, deterministic=True)
 
 
 def test_actions_and_outcomes_take_turns():
@@ -876,9 +878,9 @@ def test_predict_is_the_starting_point(env):
     batch = {key: np.stack([o[key] for o in observations]) for key in space} if nested else np.stack(observations)
     actions, state = model.predict(batch, deterministic=True)
     assert state is None
-    player = model.player(deterministic=True)
+    player = model.player()
     player.start(5, 0)
-    np.testing.assert_array_equal(actions, player.act(batch))
+    np.testing.assert_array_equal(actions, player.act(batch, deterministic=True))
     for row, observation in enumerate(observations):
         action, _ = model.predict(observation, deterministic=True)
         np.testing.assert_allclose(action, actions[row], rtol=1e-5)
@@ -916,8 +918,6 @@ def test_evaluate(env):
     assert longer.returns.shape == (8, 12)
     # slots whose trial is over take no more steps, so that others take theirs in batches of other sizes
     np.testing.assert_allclose(longer.returns[:, :9], curve.returns, rtol=1e-4)
-    likeliest = evaluate(model.player(deterministic=True), model.family, num_tasks=2, references=False)
-    assert likeliest.name == "MAML, likeliest actions"
 
 
 def test_what_is_logged(tmp_path):
@@ -949,7 +949,7 @@ AT = r" \(task \d \{'goal': \[[-.\de]+, [-.\de]+\]\} of iteration at step 1[28]0
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (1, "^the loss after 1 inner steps is not finite"),
+        (1, "^the (inner loop diverged at|loss after) gradient step 1.* not finite"),
         (2, r"^the inner loop diverged at gradient step [12]: .*not finite"),
     ],
 )
@@ -1002,7 +1002,7 @@ def test_gradients_that_are_not_finite_do_no_harm():
         losses = torch.zeros(len(batches[0].weights)) + flat
         return losses, {}
 
-    with pytest.raises(ValueError, match=r"gradient after 1 inner steps is not finite: lower inner_rate, got 0\.1"):
+    with pytest.raises(ValueError, match=r"the outer gradient is not finite: lower inner_rate, got 0\.1"):
         update(model.policy, look.batches, model.config, steep)
     assert_same(parameters(model), before)
 
@@ -1040,7 +1040,7 @@ def test_the_command_line_tells_it_in_one_line(tmp_path, capsys):
     args = ["train", "maml", "--env", NAVIGATION[0], "--env.num-steps", "5", "--num-tasks", "4", "--no-progress-bar"]
     assert main([*args, "--inner-rate", "1e30", "--out", str(tmp_path / "run")]) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("metarl: error: the loss after 1 inner steps is not finite (task ")
+    assert re.match("metarl: error: the .* gradient step 1.* not finite .*task ", errors)
     assert errors.count("\n") == 1
 
 
