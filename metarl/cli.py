@@ -231,6 +231,7 @@ def resume(args: list[str]) -> None:
 def evaluate(args: list[str]) -> None:
     """Measure on new tasks how a run adapts, beside classical players; write table, picture and report."""
     from metarl.config import EvaluationConfig
+    from metarl.evaluation.report import text_table
     from metarl.run_folder import RunFolder
     from metarl.training import curve_file, evaluate_run, run_config
 
@@ -255,8 +256,8 @@ def evaluate(args: list[str]) -> None:
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluationConfig)}
     curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
     print(f"\n{curve.label}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
-    if (by_update := curve.updates_table()) is not None:
-        print(f"{by_update}\n")
+    if (by_update := curve.updates_rows()) is not None:
+        print(f"{text_table(*by_update)}\n")
     file = curve_file(run, options.split, options.deterministic)
     print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
 

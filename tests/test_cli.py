@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from stable_baselines3 import PPO
 
 from metarl.algorithms.rl2 import RL2Config
 from metarl.cli import PRESETS, main
@@ -271,6 +272,42 @@ def test_compare_writes_table_picture_and_report(metarl, run, tmp_path):
     assert code == 0
     assert "above bandit" in output
     assert {path.name for path in (tmp_path / "both").iterdir()} == {f"comparison.{kind}" for kind in ("csv", "html", "png")}
+
+
+def test_a_run_of_maml_from_training_to_export(metarl, run, tmp_path):
+    bandit = ["--env", "metarl/BernoulliBandit-v0", "--env.num-arms", "2", "--env.num-pulls", "3"]
+    sizes = ["--num-tasks", "4", "--episodes-per-update", "3", "--total-timesteps", "48"]
+    folder = tmp_path / "maml"
+    assert metarl("train", "maml", *bandit, *sizes, "--out", folder, *QUIET)[0] == 0
+    code, output, _ = metarl("evaluate", folder, "--num-tasks", "20", *QUIET)
+    assert code == 0
+    assert re.search(r"gradient steps +return per episode", output)
+    assert "gradient steps" in (folder / "report.html").read_text()
+    code, output, _ = metarl("adapt", folder, "--gradient-steps", "2", "--export", tmp_path / "policy")
+    assert code == 0
+    assert output.count("return") == 6
+    assert PPO.load(tmp_path / "policy.zip").action_space.n == 2
+    assert metarl("adapt", folder, "--gradient-steps", "0", "--export", tmp_path / "start")[0] == 0
+    assert "gradient_steps must be at least 0, got -1" in metarl("adapt", folder, "--gradient-steps", "-1")[2]
+    assert "gradient_steps must be left out" in metarl("adapt", run, "--gradient-steps", "1")[2]
+    assert "only agents that adapt by gradient steps can be exported" in metarl("adapt", run, "--export", "x")[2]
+    assert "deterministic must be False" in metarl("evaluate", folder, "--deterministic", *QUIET)[2]
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_compare_puts_agents_of_both_kinds_on_the_longest_trial(metarl, tmp_path, evaluated):
+    bandit = ["--env", "metarl/BernoulliBandit-v0", "--env.num-arms", "2", "--env.num-pulls", "3"]
+    folders = [tmp_path / "rl2", tmp_path / "maml"]
+    metarl("train", "rl2", *bandit, "--num-envs", "4", "--total-timesteps", "12", "--out", folders[0], *QUIET)
+    sizes = ["--num-tasks", "4", "--episodes-per-update", "4", "--total-timesteps", "32"]
+    metarl("train", "maml", *bandit, *sizes, "--out", folders[1], *QUIET)
+    if evaluated:
+        for folder in folders:
+            metarl("evaluate", folder, "--num-tasks", "20", *QUIET)
+    code, _, errors = metarl("compare", *folders, "--out", tmp_path / "both", *QUIET)
+    assert (code, errors) == (0, "")
+    lines = (tmp_path / "both" / "comparison.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 8  # eight episodes each: those of one gradient step, and those after it
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

@@ -187,13 +187,13 @@ class AdaptationCurve:
                 row.append(f"{(score - floor) / (top - floor):.1%}")
         return header, rows
 
-    def updates_table(self) -> str | None:
-        """A text table of `by_update`; None for players that take no gradient steps."""
+    def updates_rows(self) -> tuple[list[str], list[list[str]]] | None:
+        """Header and rows of a table of `by_update`, as text; None for players that take no gradient steps."""
         if self.by_update is None:
             return None
         stages = [Estimate(*parts) for parts in zip(*self.by_update, strict=True)]
         rows = [[str(step), show_estimate(stage, decimals(stages))] for step, stage in enumerate(stages)]
-        return text_table(["gradient steps", "return per episode"], rows)
+        return ["gradient steps", "return per episode"], rows
 
     def _scale(self) -> tuple[str, float, float] | None:
         """Title, zero and full mark of the scale that returns per trial are also given on.

@@ -120,6 +120,8 @@ def write_report(
     for name, curve in named.items():
         heading = f"Scores on {name} tasks" if len(named) > 1 else "Scores"
         sections += [f"<h2>{html.escape(heading)}</h2>", html_table(*curve.table_rows())]
+        if (by_update := curve.updates_rows()) is not None:
+            sections.append(html_table(*by_update, emphasised=0))
     scaled = any("random to" in title for curve in named.values() for title in curve.table_rows()[0])
     sections.append(f'<p class="note">{html.escape(_NOTE + _SCALE_NOTE * scaled)}</p>')
     sections += ["<h2>What was run</h2>", html_facts({**run_facts(first), **(facts or {})})]

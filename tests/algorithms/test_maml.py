@@ -31,7 +31,7 @@ from metarl.evaluation.play import play_trials
 from metarl.policies import AdaptedPolicy
 from metarl.training import Interrupted, load_run, resume, train
 from metarl.trials import Transition
-from metarl.updates import Diverged
+from metarl.updates import RULES, Diverged, UpdateRule
 from metarl_envs import ContextFamily, TaskEnv, make_family
 
 METHODS = {
@@ -297,7 +297,8 @@ def test_slots_whose_trial_is_over_take_no_more_steps():
     assert player.updates.tolist() == [1] * 16  # after three of six episodes; nothing comes after the last three
 
 
-def test_a_failed_update_changes_nothing():
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failed_update_changes_nothing(failure):
     model = make_maml("navigation", epochs=3)
     model.learn(1)
     before, original = parameters(model), model.policy.optimizer.step
@@ -306,10 +307,10 @@ def test_a_failed_update_changes_nothing():
     def step(*args, **kwargs):
         calls.append(original(*args, **kwargs))
         if len(calls) == 2:
-            raise ValueError("the second epoch fails")
+            raise failure("the second epoch fails")
 
     model.policy.optimizer.step = step
-    with pytest.raises(ValueError, match="the second epoch fails"):
+    with pytest.raises(failure, match="the second epoch fails"):
         model.learn(1)
     assert_same(parameters(model), before)
 
@@ -327,6 +328,42 @@ def test_a_failed_update_changes_nothing():
 def test_settings_that_do_not_go_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make_maml("navigation", **settings)
+
+
+def test_a_rule_of_ones_own_is_plugged_in(monkeypatch):
+    class SignDescent(UpdateRule):
+        method = "sign descent"
+
+        def __init__(self, params, rate):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(rate))
+
+        def init(self, params):
+            return {"steps": torch.zeros(len(next(iter(params.values()))))}
+
+        def update(self, grads, state, params, losses):
+            changed = {name: params[name] - self.rate * grad.sign() for name, grad in grads.items()}
+            return {**params, **changed}, {"steps": state["steps"] + 1}
+
+    monkeypatch.setitem(RULES, "sign", SignDescent)
+    model = make_maml("navigation", update_rule="sign", inner_rate=0.01, inner_steps=2)
+    rate = model.policy.rule.rate.item()
+    model.learn(1)
+    assert model.policy.rule.rate.item() != rate
+    assert model.method == "sign descent"
+    player = model.player()
+    play_trials(player, model.family, model.family.sample(3, "test", 0), episodes=7)
+    assert player._rule_state["steps"].tolist() == [2, 2, 2]
+
+
+def test_records_are_of_one_shape_when_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    shapes = set()
+    for compiled in (False, True):
+        look = Look()
+        make_maml("poles", compile=compiled).learn(300, look)
+        shapes = {batch.weights.shape for batch in look.batches}
+    assert len(shapes) == 1
 
 
 class Wide(gym.Env):
