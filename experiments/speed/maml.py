@@ -60,6 +60,7 @@ def our_model(trajectories: int, steps: int, compiled: bool = False) -> MAMLPPO:
         epochs=EPOCHS,
         inner_rate=RATE,
         gamma=GAMMA,
+        gae_lambda=1.0,
         clip_range=CLIP,
         compile=compiled,
         seed=0,

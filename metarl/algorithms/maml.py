@@ -76,13 +76,13 @@ class MAMLConfig:
     """PPO's loss after adaptation, or a step towards the adapted parameters (Reptile)."""
     train_split: str = "train"
     """Split of the family that training tasks come from."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's step size of the outer loop at the start."""
     final_learning_rate: float | None = None
     """Adam's step size at the end, a tenth of the first by default; it moves geometrically between the two."""
     gamma: float = 0.99
     """Discount per step."""
-    gae_lambda: float = 1.0
+    gae_lambda: float = 0.9
     """Weight of longer advantage estimates."""
     baseline: Baseline = "linear"
     """What advantages are measured from: linear (fitted per task), network (a value network that adapts too), or none."""

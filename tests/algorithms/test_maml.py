@@ -131,7 +131,7 @@ class Look(BaseCallback):
 
 @pytest.mark.parametrize("settings", [{}, dict(inner_steps=2, baseline="network")], ids=["one step", "two steps"])
 def test_reptile_goes_towards_the_adapted_parameters(settings):
-    model = make_maml("navigation", outer_update="reptile", inner_rate=0.5, **settings)
+    model = make_maml("navigation", outer_update="reptile", inner_rate=0.5, learning_rate=1e-3, **settings)
     # without Pop-Art, which rescales the value layer as well
     model.learn(1, look := Look(), log_interval=None)
     for name, after in parameters(model).items():
@@ -973,7 +973,7 @@ def test_what_is_logged(tmp_path):
         assert shown[-1].value == pytest.approx(look.returns[step].mean(), rel=1e-5)
     assert all(np.isfinite(event.value) for tag in tags for event in events.Scalars(tag))
     rates = [event.value for event in events.Scalars("train/learning_rate")]
-    assert rates == pytest.approx([1e-3, 1e-3 / 10**0.5])  # on the way to a tenth
+    assert rates == pytest.approx([3e-3, 3e-3 / 10**0.5])  # on the way to a tenth
     assert [episode["r"] for episode in model.ep_info_buffer][-12:] == pytest.approx(look.returns[-1].tolist())
 
 
