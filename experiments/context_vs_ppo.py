@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from reproduce import RESULTS, preset_config, read_rows, score, train_seed, write_rows
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecMonitor
 
+from metarl.algorithms import baselines
 from metarl.algorithms.baselines import StablePlayer
-from metarl.algorithms.vec_env import GymnasiumVecEnv
 from metarl.config import TrainingConfig
 from metarl.evaluation import evaluate
 from metarl.evaluation.compare import compare
@@ -48,10 +47,8 @@ def train_ppo(name: str, config: TrainingConfig, seed: int) -> tuple[PPO, float]
     """PPO on the family's training tasks, a new task per episode. Returns the model and the seconds it took."""
     num_envs, settings = PPO_SETTINGS[name]
     settings = {key: _schedule(value) for key, value in settings.items()}
-    envs = VecMonitor(GymnasiumVecEnv(config.family.make_vec(num_envs, episodes_per_task=1)))
-    model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **settings)
     start = time.monotonic()
-    model.learn(config.total_timesteps)
+    model = baselines.train_ppo(config.family, config.total_timesteps, num_envs=num_envs, seed=seed, **settings)
     return model, time.monotonic() - start
 
 

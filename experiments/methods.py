@@ -10,8 +10,7 @@ learning rate is the best of four on TRAINING tasks, which is not in the budget.
 RL² is trained by its own preset, on shorter trials than it is played in here.
 
 Runs live in `runs/methods/`, and are continued there; what was made with other settings is refused.
-Result: `experiments/results/methods-FAMILY.json` and a picture per
-seed and split beside it.
+Result: `experiments/results/methods-FAMILY.json` and a picture per seed and split beside it.
 """
 
 import argparse

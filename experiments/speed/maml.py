@@ -73,8 +73,8 @@ def measure_ours(model: MAMLPPO, seconds: float) -> tuple[float, dict[str, float
     stopwatch = Stopwatch(seconds, spent)
     for name in ("step", "reset"):
         setattr(model.envs, name, _timed(getattr(model.envs, name), spent, "stepping"))
-    originals = {name: getattr(maml, name) for name in ("make_batch", "adapt", "update")}
-    for name, part in {"make_batch": "inner", "adapt": "inner", "update": "outer"}.items():
+    originals = {name: getattr(maml, name) for name in ("make_batch", "take_step", "update")}
+    for name, part in {"make_batch": "inner", "take_step": "inner", "update": "outer"}.items():
         setattr(maml, name, _timed(originals[name], spent, part))
     try:
         model.learn(10**12, callback=stopwatch, log_interval=0)

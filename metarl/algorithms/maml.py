@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import gymnasium as gym
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learner import GradientLearner, as_batch, split_trial_observation
@@ -29,19 +28,19 @@ from metarl.algorithms.meta_gradient import (
     Settings,
     TaskBatch,
     action_params_of,
-    adapt,
     adapted_params,
     make_batch,
     meta_loss,
+    take_step,
 )
 from metarl.algorithms.players import GradientPlayer
 from metarl.algorithms.schedules import geometric, set_learning_rate
-from metarl.batched import Params, TaskBatching, for_tasks
+from metarl.batched import Params, TaskBatching
 from metarl.collection import collect_trials
 from metarl.plain import convert
 from metarl.policies import AdaptedPolicy, GradientPolicy
 from metarl.trials import to_tensor
-from metarl.updates import RULES, Diverged, check_adapted
+from metarl.updates import RULES, Diverged
 from metarl_envs import TaskFamily, TaskSet
 
 MOST_STEPS = 20_000_000
@@ -239,7 +238,7 @@ class MAMLPPO(MetaAlgorithm):
             callback.update_locals({"rewards": rewards, "dones": ended})
             return callback.on_step()
 
-        params = for_tasks({n: p.detach() for n, p in policy.initial_params().items()}, config.num_tasks)
+        params = policy.starting_params(config.num_tasks)
         state = policy.rule.init(params)
         batches, returns = [], []
         for step in range(config.inner_steps + 1):
@@ -262,9 +261,7 @@ class MAMLPPO(MetaAlgorithm):
             lengths = trials.first.sum(0).cpu().numpy()
             if step < config.inner_steps:
                 try:
-                    params, state, losses = adapt(policy, params, state, batches[-1], config.settings)
-                    params, state = tree_map(torch.detach, (params, state))
-                    check_adapted(params, losses, step + 1)
+                    params, state = take_step(policy, params, state, batches[-1], config.settings, step + 1)
                 except Diverged as error:
                     raise self._naming_task(error, tasks) from error
         callback.update_locals(locals())
@@ -351,9 +348,7 @@ class MAMLPPO(MetaAlgorithm):
         self.policy.set_training_mode(False)
         own, *_ = split_trial_observation(observation, self.observation_space)
         batch, single = as_batch(own, self.observation_space)
-        head = self.policy.policy_head
-        params = self.policy(to_tensor(batch, self.policy.device))
-        actions = head.to_env(head.mode(params) if deterministic else head.sample(params, None))
+        actions = self.policy._predict(to_tensor(batch, self.policy.device), deterministic).numpy()
         return (actions[0] if single else actions), None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_map
 from metarl import losses
 from metarl.batched import Params, for_tasks
 from metarl.policies import GradientPolicy
+from metarl.policies.parts import map_leaves
 from metarl.returns import gae, linear_baseline, time_in_episode
 from metarl.trials import TensorObs, Trials
 from metarl.updates import check_adapted, inner_step
@@ -39,13 +41,8 @@ class TaskBatch:
 
     def tasks(self, rows: slice) -> "TaskBatch":
         """The batch of some of the tasks."""
-
-        def part(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: leaf[rows] for key, leaf in value.items()}
-            return value[rows] if isinstance(value, Tensor) else value
-
-        return TaskBatch(**{f.name: part(getattr(self, f.name)) for f in fields(self)})
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "slots"}
+        return TaskBatch(**{name: map_leaves(part, lambda x: x[rows]) for name, part in parts.items()}, slots=self.slots)
 
     def timed(self, x: Tensor) -> Tensor:
         """`x [N, M]` as `[N, K, T]`, time last."""
@@ -80,11 +77,7 @@ def make_batch(policy: GradientPolicy, trials: Trials, num_tasks: int, valid: Te
     end = done | trials.trial_end
     weights = _by_task(valid.float(), num_tasks)
     weights = weights / weights.sum(1, keepdim=True)
-    inputs = policy.preprocessed(trials.observations, 2)
-    if isinstance(inputs, dict):
-        inputs = {key: _by_task(value, num_tasks) for key, value in inputs.items()}
-    else:
-        inputs = _by_task(inputs, num_tasks)
+    inputs = map_leaves(policy.preprocessed(trials.observations, 2), lambda x: _by_task(x, num_tasks))
     if settings.baseline == "network":
         values, bootstrap = trials.values, trials.bootstrap
     else:
@@ -164,19 +157,31 @@ def adapt(
     )
 
 
+def take_step(
+    policy: GradientPolicy, params: Params, state: Any, batch: TaskBatch, settings: Settings, step: int | np.ndarray
+) -> tuple[Params, Any]:
+    """`adapt` without derivatives: parameters and state after gradient step `step` (or each task's own, `[N]`), from 1.
+
+    Raises:
+        Diverged: naming the first task whose parameters or loss are not finite, and its step.
+    """
+    params, state, losses_before = adapt(policy, params, state, batch, settings)
+    params, state = tree_map(torch.detach, (params, state))
+    check_adapted(params, losses_before, step)
+    return params, state
+
+
 def adapted_params(policy: GradientPolicy, batches: Sequence[TaskBatch], settings: Settings) -> list[Params]:
     """The parameters before and after each of the steps, without derivatives: `len(batches) + 1` of them.
 
     Raises:
-        Diverged: naming the first task whose parameters or loss are not finite, and the step.
+        Diverged: as in `take_step`.
     """
-    params = for_tasks({n: p.detach() for n, p in policy.initial_params().items()}, len(batches[0].weights))
+    params = policy.starting_params(len(batches[0].weights))
     state = policy.rule.init(params)
     stages = [params]
     for step, batch in enumerate(batches):
-        params, state, inner_losses = adapt(policy, params, state, batch, settings)
-        params, state = tree_map(torch.detach, (params, state))
-        check_adapted(params, inner_losses, step + 1)
+        params, state = take_step(policy, params, state, batch, settings, step + 1)
         stages.append(params)
     return stages
 

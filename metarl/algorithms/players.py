@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarl.algorithms.meta_gradient import Settings, adapt, make_batch
-from metarl.batched import Params, for_tasks
+from metarl.algorithms.meta_gradient import Settings, make_batch, take_step
+from metarl.batched import Params
 from metarl.policies import AdaptedPolicy, GradientPolicy, Memory, TrialPolicy
 from metarl.policies.parts import map_leaves
 from metarl.trials import Observations, Player, Transition, Trials, to_tensor
-from metarl.updates import Diverged, check_adapted
+from metarl.updates import Diverged
 from metarl_envs import TaskSet
 
 STEPS_AT_ONCE = 16_384
@@ -103,8 +103,8 @@ class GradientPlayer:
     def start(self, batch_size: int, seed: int) -> None:
         """Go back to the starting point for `batch_size` trials; `seed` draws the actions."""
         self.policy.set_training_mode(False)
-        initial = {name: value.detach() for name, value in self.policy.initial_params().items()}
-        self._acting = AdaptedPolicy(self.policy, {n: p.clone() for n, p in for_tasks(initial, batch_size).items()})
+        starting = self.policy.starting_params(batch_size)
+        self._acting = AdaptedPolicy(self.policy, {name: value.clone() for name, value in starting.items()})
         self._rule_state = self.policy.rule.init(self.params)
         self._generator = torch.Generator(self.policy.device).manual_seed(seed)
         self.updates = np.zeros(batch_size, np.int64)
@@ -169,36 +169,24 @@ class GradientPlayer:
     def _update(self, rows: np.ndarray) -> None:
         first = self._since[rows].min()
         steps = self._steps[first - self._forgotten :]
-        index = torch.as_tensor(rows, device=self.policy.device)
-
-        def stacked(name: str) -> Tensor:
-            return torch.stack([torch.as_tensor(step[name], device=self.policy.device)[index] for step in steps])
-
-        names = ("actions", "rewards", "terminated", "truncated", "bootstrap", "log_probs", "values")
-        record = {name: stacked(name) for name in names}
-        observations = [map_leaves(step["observations"], lambda x: x[index]) for step in steps]
-        nested = isinstance(observations[0], dict)
-        record["observations"] = (
-            {key: torch.stack([one[key] for one in observations]) for key in observations[0]}
-            if nested
-            else torch.stack(observations)
-        )
+        device = self.policy.device
+        index = torch.as_tensor(rows, device=device)
+        record = tree_map(lambda *parts: torch.stack([torch.as_tensor(x, device=device)[index] for x in parts]), *steps)
         done = record["terminated"] | record["truncated"]
         start = torch.ones_like(done)
         start[1:] = done[:-1]
         end = torch.zeros_like(done)
         end[-1] = True
         trials = Trials(**record, episode_start=start, trial_start=torch.zeros_like(done), trial_end=end)
-        times = torch.arange(first, self._step, device=self.policy.device)[:, None]
-        valid = times >= torch.as_tensor(self._since[rows], device=self.policy.device)
+        times = torch.arange(first, self._step, device=device)[:, None]
+        valid = times >= torch.as_tensor(self._since[rows], device=device)
         batch = make_batch(self.policy, trials, len(rows), valid, self.settings)
         params = {name: value[index] for name, value in self.params.items()}
         state = tree_map(lambda x: x[index], self._rule_state)
-        params, state, losses = adapt(self.policy, params, state, batch, self.settings)
         try:
-            check_adapted(params, losses, self.updates[rows] + 1)
+            params, state = take_step(self.policy, params, state, batch, self.settings, self.updates[rows] + 1)
         except Diverged as error:
             raise Diverged(int(rows[error.task]), str(error)) from error
         for name, value in self.params.items():
-            value[index] = params[name].detach()
-        self._rule_state = tree_map(lambda old, new: old.index_copy(0, index, new.detach()), self._rule_state, state)
+            value[index] = params[name]
+        self._rule_state = tree_map(lambda old, new: old.index_copy(0, index, new), self._rule_state, state)

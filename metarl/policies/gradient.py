@@ -89,6 +89,10 @@ class GradientPolicy(NormalisedValue, BasePolicy):
         """The starting point: the network's parameters by name, without those of the update rule."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("rule.")}
 
+    def starting_params(self, num_tasks: int) -> Params:
+        """The starting point for each of `num_tasks` tasks, `[N, ...]`, without derivatives."""
+        return for_tasks({name: value.detach() for name, value in self.initial_params().items()}, num_tasks)
+
     # -- the network, for N tasks ----------------------------------------------------------------------------------
 
     @property
@@ -127,7 +131,7 @@ class GradientPolicy(NormalisedValue, BasePolicy):
     @torch.no_grad()
     def forward(self, observations: TensorObs) -> Tensor:
         """Parameters of the action distribution at the starting point, `[B, ...]`."""
-        return AdaptedPolicy(self, for_tasks(self.initial_params(), 1)).act(observations, None)[0]
+        return AdaptedPolicy(self, self.starting_params(1)).act(observations, None)[0]
 
     def _predict(self, observation: TensorObs, deterministic: bool = False) -> Tensor:
         head = self.policy_head
