@@ -1,6 +1,6 @@
 """Trained agents as players of whole batches of trials: by a memory, or by gradient steps."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from metarl.algorithms.meta_gradient import Settings, make_batch, take_step
 from metarl.batched import Params
 from metarl.policies import AdaptedPolicy, GradientPolicy, Memory, TrialPolicy
 from metarl.policies.parts import map_leaves
-from metarl.trials import Observations, Player, Transition, Trials, to_tensor
+from metarl.trials import Observations, Transition, Trials, to_tensor
 from metarl.updates import Diverged
 from metarl_envs import TaskSet
 
@@ -19,20 +19,8 @@ STEPS_AT_ONCE = 16_384
 """Steps of all tasks together that an inner step is taken on at once: thousands of tasks would need gigabytes."""
 
 
-class AdaptivePlayer(Player, Protocol):
-    """A player that a `Learner` can act with."""
-
-    policy: TrialPolicy | GradientPolicy
-
-    def start(self, batch_size: int, seed: int) -> None:
-        """Be before the first step of `batch_size` trials; `seed` draws the actions."""
-
-    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
-        """Actions `[B, ...]`; `deterministic` overrides the player's own way."""
-
-
-class MemoryPlayer:
-    """Plays trials with a `TrialPolicy`; adaptation is what its memory takes in.
+class AdaptivePlayer:
+    """A player that adapts by a policy of its own; a `Learner` acts with one.
 
     Args:
         policy: the policy.
@@ -40,29 +28,51 @@ class MemoryPlayer:
         deterministic: take the likeliest action instead of sampling.
     """
 
-    def __init__(self, policy: TrialPolicy, name: str = "agent", deterministic: bool = False):
+    def __init__(self, policy: TrialPolicy | GradientPolicy, name: str = "agent", deterministic: bool = False):
         self.policy = policy
         self.name = name
         self.deterministic = deterministic
 
     def start_trials(self, tasks: TaskSet, rng: np.random.Generator) -> None:
-        """Empty the memory for one trial per task."""
+        """Be before the first step of one trial per task."""
         self.start(len(tasks), int(rng.integers(2**31)))
 
     def start(self, batch_size: int, seed: int) -> None:
-        """Empty the memory for `batch_size` trials; `seed` draws the actions."""
+        """Be before the first step of `batch_size` trials; `seed` draws the actions."""
         self.policy.set_training_mode(False)
-        self.memory: Memory = self.policy.initial_memory(batch_size)
         self._generator = torch.Generator(self.policy.device).manual_seed(seed)
+
+    def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
+        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
+        raise NotImplementedError
+
+    def observe(self, transition: Transition) -> None:
+        """Take in what came of the last actions."""
+        raise NotImplementedError
+
+    def _choose(self, params: Tensor, deterministic: bool | None) -> Tensor:
+        """Actions `[B, ...]` in the head's units, from parameters of their distributions."""
+        head = self.policy.policy_head
+        likeliest = self.deterministic if deterministic is None else deterministic
+        return head.mode(params) if likeliest else head.sample(params, self._generator)
+
+
+class MemoryPlayer(AdaptivePlayer):
+    """Plays trials with a `TrialPolicy`; adaptation is what its memory takes in."""
+
+    policy: TrialPolicy
+
+    def start(self, batch_size: int, seed: int) -> None:
+        """Empty the memory for `batch_size` trials; `seed` draws the actions."""
+        super().start(batch_size, seed)
+        self.memory: Memory = self.policy.initial_memory(batch_size)
 
     @torch.no_grad()
     def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
-        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
-        deterministic = self.deterministic if deterministic is None else deterministic
-        head = self.policy.policy_head
+        """As in the base class."""
         params, _, self._core = self.policy.act(to_tensor(observations, self.policy.device), self.memory)
-        self._actions = head.mode(params) if deterministic else head.sample(params, self._generator)
-        return head.to_env(self._actions)
+        self._actions = self._choose(params, deterministic)
+        return self.policy.policy_head.to_env(self._actions)
 
     def observe(self, transition: Transition) -> None:
         """Take in what came of the last actions."""
@@ -70,43 +80,31 @@ class MemoryPlayer:
         self.memory = self.policy.remember(self._core, self._actions, transition.rewards, done)
 
 
-class GradientPlayer:
+class GradientPlayer(AdaptivePlayer):
     """Plays trials with a `GradientPolicy`, whose parameters take a step after every `episodes_per_update` episodes.
+
+    It samples its actions: episodes that are all alike have no gradient.
 
     Args:
         policy: the policy and its update rule.
         settings: of the inner loss.
         episodes_per_update: episodes of a slot between its steps.
         name: how tables and pictures call it.
-        deterministic: take the likeliest action instead of sampling. Episodes that are all alike have no gradient: who
-            acts so does not adapt.
     """
 
-    def __init__(
-        self,
-        policy: GradientPolicy,
-        settings: Settings,
-        episodes_per_update: int,
-        name: str = "agent",
-        deterministic: bool = False,
-    ):
-        self.policy = policy
+    policy: GradientPolicy
+
+    def __init__(self, policy: GradientPolicy, settings: Settings, episodes_per_update: int, name: str = "agent"):
+        super().__init__(policy, name)
         self.settings = settings
         self.episodes_per_update = episodes_per_update
-        self.name = name
-        self.deterministic = deterministic
-
-    def start_trials(self, tasks: TaskSet, rng: np.random.Generator) -> None:
-        """Go back to the starting point for one trial per task."""
-        self.start(len(tasks), int(rng.integers(2**31)))
 
     def start(self, batch_size: int, seed: int) -> None:
         """Go back to the starting point for `batch_size` trials; `seed` draws the actions."""
-        self.policy.set_training_mode(False)
+        super().start(batch_size, seed)
         starting = self.policy.starting_params(batch_size)
         self._acting = AdaptedPolicy(self.policy, {name: value.clone() for name, value in starting.items()})
         self._rule_state = self.policy.rule.init(self.params)
-        self._generator = torch.Generator(self.policy.device).manual_seed(seed)
         self.updates = np.zeros(batch_size, np.int64)
         self._episodes = np.zeros(batch_size, np.int64)  # since the last update
         self._since = np.zeros(batch_size, np.int64)  # the step at which these began
@@ -120,12 +118,11 @@ class GradientPlayer:
 
     @torch.no_grad()
     def act(self, observations: Observations, deterministic: bool | None = None) -> np.ndarray:
-        """Actions `[B, ...]` as the environment takes them; `deterministic` as in the constructor if None."""
-        deterministic = self.deterministic if deterministic is None else deterministic
+        """As in the base class."""
         head = self.policy.policy_head
         observations = map_leaves(to_tensor(observations, self.policy.device), torch.clone)
         params, values, _ = self._acting.act(observations, None)
-        actions = head.mode(params) if deterministic else head.sample(params, self._generator)
+        actions = self._choose(params, deterministic)
         log_probs = head.log_prob(params, actions)
         self._now = {"observations": observations, "actions": actions, "log_probs": log_probs, "values": values}
         return head.to_env(actions)

@@ -101,3 +101,20 @@ def make_maml(env="bandit", seed=0, **kwargs):
     name, env_kwargs = (ENVS | {"navigation": NAVIGATION, "poles": POLES})[env]
     options = dict(num_tasks=4, episodes_per_update=3, epochs=2, policy_kwargs=dict(hidden=(6,)), seed=seed) | kwargs
     return MAMLPPO("MlpPolicy", name, env_kwargs=env_kwargs, **options)
+
+
+class OwnBandit(gym.Env):
+    """Two arms; a plain environment that knows nothing of families."""
+
+    observation_space = gym.spaces.Discrete(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, good=1):
+        self.good = good
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action):
+        return 0, float(self.np_random.random() < (0.9 if action == self.good else 0.1)), True, False, {}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
+from small_models import OwnBandit
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -14,23 +15,6 @@ from metarl.algorithms.players import MemoryPlayer
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.trials import Transition, to_tensor
 from metarl_envs import ContextFamily, TaskEnv, make_family
-
-
-class OwnBandit(gym.Env):
-    """Two arms; a plain environment that knows nothing of families."""
-
-    observation_space = gym.spaces.Discrete(1)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, good=1):
-        self.good = good
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return 0, {}
-
-    def step(self, action):
-        return 0, float(self.np_random.random() < (0.9 if action == self.good else 0.1)), True, False, {}
 
 
 class Corridor(gym.Env):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from small_models import NAVIGATION, At, assert_same, assert_same_model, make_maml, weights
+from small_models import NAVIGATION, At, OwnBandit, assert_same, assert_same_model, make_maml, weights
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -738,23 +738,6 @@ def test_it_learns_to_adapt_to_goals(settings):
 
 
 # -- using what was learned ----------------------------------------------------------------------------------------
-
-
-class OwnBandit(gym.Env):
-    """Two arms; a plain environment that knows nothing of families."""
-
-    observation_space = gym.spaces.Discrete(1)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, good=1):
-        self.good = good
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return 0, {}
-
-    def step(self, action):
-        return 0, float(self.np_random.random() < (0.9 if action == self.good else 0.1)), True, False, {}
 
 
 def test_it_adapts_to_an_environment_of_ones_own(bandits):
