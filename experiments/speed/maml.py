@@ -21,15 +21,14 @@ its target, 5 and 8. Seconds are of processor time.
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3.common.callbacks import BaseCallback
+from stopwatch import CLOCK, Stopwatch, timed
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.func import functional_call
@@ -43,7 +42,6 @@ TASKS, EPOCHS, RATE, GAMMA, CLIP = 20, 5, 0.1, 0.99, 0.2
 SETTINGS = {"large": (20, 100, 5.0), "small": (5, 20, 8.0)}
 """Trajectories per task and step, steps of each, and the least ratio aimed at."""
 RESULT = Path(__file__).parents[1] / "results" / "speed_maml.json"
-CLOCK = time.process_time
 
 
 # -- here --------------------------------------------------------------------------------------------------------------
@@ -70,52 +68,19 @@ def our_model(trajectories: int, steps: int, compiled: bool = False) -> MAMLPPO:
 def measure_ours(model: MAMLPPO, seconds: float) -> tuple[float, dict[str, float]]:
     """Meta-iterations per second, and the shares of acting, stepping, the inner steps between them, and the outer loop."""
     spent = dict.fromkeys(("stepping", "inner", "outer"), 0.0)
-    stopwatch = Stopwatch(seconds, spent)
+    stopwatch = Stopwatch(seconds, warm_up=2, on_start=lambda: spent.update(dict.fromkeys(spent, 0.0)))
     for name in ("step", "reset"):
-        setattr(model.envs, name, _timed(getattr(model.envs, name), spent, "stepping"))
+        setattr(model.envs, name, timed(getattr(model.envs, name), spent, "stepping"))
     originals = {name: getattr(maml, name) for name in ("make_batch", "take_step", "update")}
     for name, part in {"make_batch": "inner", "take_step": "inner", "update": "outer"}.items():
-        setattr(maml, name, _timed(originals[name], spent, part))
+        setattr(maml, name, timed(originals[name], spent, part))
     try:
         model.learn(10**12, callback=stopwatch, log_interval=0)
     finally:
         for name, original in originals.items():
             setattr(maml, name, original)
-    return stopwatch.result()
-
-
-class Stopwatch(BaseCallback):
-    """Stops training when enough meta-iterations were timed; the first two, in which things get warm, are left out."""
-
-    def __init__(self, seconds: float, spent: dict[str, float]):
-        super().__init__()
-        self.seconds, self.spent = seconds, spent
-        self.marks: list[float] = []
-
-    def _on_rollout_start(self) -> None:
-        self.marks.append(CLOCK())
-        if len(self.marks) == 3:
-            self.spent.update(dict.fromkeys(self.spent, 0.0))
-
-    def _on_step(self) -> bool:
-        return len(self.marks) < 5 or self.marks[-1] - self.marks[2] < self.seconds
-
-    def result(self) -> tuple[float, dict[str, float]]:
-        """Meta-iterations per second, and shares."""
-        total = self.marks[-1] - self.marks[2]
-        shares = {name: value / total for name, value in self.spent.items()}
-        return (len(self.marks) - 3) / total, {"acting": 1 - sum(shares.values()), **shares}
-
-
-def _timed(function: Callable, spent: dict[str, float], name: str) -> Callable:
-    def timed(*args, **kwargs):
-        start = CLOCK()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            spent[name] += CLOCK() - start
-
-    return timed
+    shares = {name: value / stopwatch.total for name, value in spent.items()}
+    return stopwatch.updates / stopwatch.total, {"acting": 1 - sum(shares.values()), **shares}
 
 
 # -- the usual arrangement ---------------------------------------------------------------------------------------------

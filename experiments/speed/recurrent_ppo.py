@@ -20,7 +20,6 @@ thread.
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,9 +28,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stopwatch import Stopwatch, timed
 
 from metarl.algorithms import rl2
 from metarl.algorithms.rl2 import RL2PPO
@@ -45,11 +44,7 @@ NUM_PULLS = 100
 LSTM_SIZE = 64
 EPOCHS = 4
 MINIBATCHES = 4
-MIN_UPDATES = 2
 RESULT = Path(__file__).parents[1] / "results" / "speed_recurrent_ppo.json"
-
-CLOCK: Callable[[], float] = time.process_time
-"""Seconds of work on one thread: the wall clock of an idle machine, and not slowed down by other programs on a busy one."""
 
 
 def bandit() -> TaskFamily:
@@ -74,27 +69,15 @@ def measure_metarl(num_envs: int, seconds: float, bfloat16: bool = False) -> tup
     spent = {"stepping": 0.0, "updating": 0.0}
     stopwatch = Stopwatch(seconds, on_start=lambda: spent.update(stepping=0.0, updating=0.0))
     for name in ("step", "reset"):
-        setattr(model.envs, name, _timed(getattr(model.envs, name), spent, "stepping"))
+        setattr(model.envs, name, timed(getattr(model.envs, name), spent, "stepping"))
     original = rl2.update
-    rl2.update = _timed(original, spent, "updating")
+    rl2.update = timed(original, spent, "updating")
     try:
         model.learn(10**12, callback=stopwatch, log_interval=0)
     finally:
         rl2.update = original
-    total = stopwatch.marks[-1] - stopwatch.marks[1]
-    shares = {name: value / total for name, value in spent.items()}
-    return num_envs * NUM_PULLS / stopwatch.seconds_per_update(), {"acting": 1 - sum(shares.values()), **shares}
-
-
-def _timed(function: Callable, spent: dict[str, float], name: str) -> Callable:
-    def timed(*args, **kwargs):
-        start = CLOCK()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            spent[name] += CLOCK() - start
-
-    return timed
+    shares = {name: value / stopwatch.total for name, value in spent.items()}
+    return num_envs * NUM_PULLS * stopwatch.updates / stopwatch.total, {"acting": 1 - sum(shares.values()), **shares}
 
 
 # -- RecurrentPPO ------------------------------------------------------------------------------------------------------
@@ -114,30 +97,7 @@ def measure_recurrent_ppo(envs: VecEnv, seconds: float) -> float:
     )
     stopwatch = Stopwatch(seconds)
     model.learn(10**12, callback=stopwatch)
-    return envs.num_envs * NUM_PULLS / stopwatch.seconds_per_update()
-
-
-class Stopwatch(BaseCallback):
-    """Stops training when enough updates were timed. An update is a rollout and the epochs on it; the first is left out."""
-
-    def __init__(self, seconds: float, on_start: Callable[[], object] = lambda: None):
-        super().__init__()
-        self.seconds = seconds
-        self.marks: list[float] = []
-        self._start = on_start
-
-    def _on_rollout_start(self) -> None:
-        self.marks.append(CLOCK())
-        if len(self.marks) == 2:
-            self._start()
-
-    def _on_step(self) -> bool:
-        updates = len(self.marks) - 2
-        return updates < MIN_UPDATES or self.marks[-1] - self.marks[1] < self.seconds
-
-    def seconds_per_update(self) -> float:
-        """Mean over the updates after the first."""
-        return (self.marks[-1] - self.marks[1]) / (len(self.marks) - 2)
+    return envs.num_envs * NUM_PULLS * stopwatch.updates / stopwatch.total
 
 
 class TrialWrapper(gym.Wrapper):
