@@ -133,6 +133,17 @@ class TrainingConfig:
         """The config as nested dictionaries of plain values, with the defaults of family, algorithm and evaluation."""
         return dataclasses.asdict(self)
 
+    def resolved(self) -> Self:
+        """The same with the values that None stands for, and with the policy's defaults.
+
+        What hangs on the length of the family's trials stays open: they may be longer or shorter when evaluated.
+        """
+        return dataclasses.replace(
+            self,
+            policy_kwargs=self.make_model().policy.kwargs,
+            hyperparameters=self.hyperparameters.resolved(),
+        )
+
     def make_model(self) -> MetaAlgorithm:
         """The untrained agent."""
         try:

@@ -53,6 +53,7 @@ def train(
         RunFolderError: when the folder is in use, or holds a run.
     """
     torch.set_num_threads(config.threads)
+    config = config.resolved()
     model = config.make_model()
     with RunFolder.create(folder, config.plain()) as run:
         return _learn(model, config, run, callback, progress_bar)

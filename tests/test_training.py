@@ -53,6 +53,22 @@ def test_a_saved_config_is_complete_and_reads_back_equal(tmp_path):
     assert made.plain()["hyperparameters"].keys() == {f.name for f in dataclasses.fields(RL2Config)}
 
 
+def test_a_resolved_config_says_what_defaults_came_to():
+    made = config(hyperparameters={"num_envs": 8, "learning_rate": 1e-2}, policy_kwargs={"core_size": 8}).resolved()
+    assert dataclasses.asdict(made.hyperparameters) == dataclasses.asdict(RL2Config()) | {
+        "num_envs": 8,
+        "learning_rate": 1e-2,
+        "final_learning_rate": 1e-3,
+        "minibatches": 1,
+    }
+    core_kwargs = {"span": 100.0, "bfloat16": False}
+    assert made.policy_kwargs == {"core_size": 8, "core_kwargs": core_kwargs, "encoder": [8], "skip": True, "heads": []}
+    assert made.resolved() == made
+    maml = TrainingConfig(algorithm="maml", env=BANDIT["env"]).resolved()
+    assert maml.policy_kwargs == {"hidden": [64, 64], "log_std_init": -0.5}
+    assert maml.hyperparameters.final_learning_rate == pytest.approx(3e-4)
+
+
 def test_another_env_leaves_the_files_parameters_behind(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(BANDIT))
@@ -138,7 +154,8 @@ def test_wrong_policy_arguments_are_told_before_a_folder_is_made(tmp_path, polic
 
 def test_a_run_folder_holds_everything(run):
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "tensorboard", "progress.json"}
-    assert TrainingConfig.from_yaml(run / "config.yaml") == config()
+    saved = TrainingConfig.from_yaml(run / "config.yaml")
+    assert saved == config(evaluation=EvaluationConfig(num_tasks=30)).resolved()
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         "step_000000000000.ckpt",
         "step_000000000096.ckpt",

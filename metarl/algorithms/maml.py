@@ -8,13 +8,14 @@ coefficient is fixed.
 """
 
 import copy
+import dataclasses
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +35,7 @@ from metarl.algorithms.meta_gradient import (
     take_step,
 )
 from metarl.algorithms.players import GradientPlayer
-from metarl.algorithms.schedules import geometric, set_learning_rate
+from metarl.algorithms.schedules import final_rate, geometric, set_learning_rate
 from metarl.batched import Params, TaskBatching
 from metarl.collection import collect_trials
 from metarl.plain import convert
@@ -129,6 +130,10 @@ class MAMLConfig:
             raise ValueError(
                 f"update_rule must be sgd with outer_update reptile, which trains no rule, got {self.update_rule}"
             )
+
+    def resolved(self) -> Self:
+        """The same with the value that None stands for."""
+        return dataclasses.replace(self, final_learning_rate=self.final_learning_rate or final_rate(self.learning_rate))
 
     @property
     def num_envs(self) -> int:

@@ -5,9 +5,10 @@ reinforcement learn". Departures: PPO (Schulman et al. 2017) in place of TRPO an
 curriculum over the trial's length as an option.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from metarl import losses
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learner import as_batch, split_trial_observation, unpack_memory
 from metarl.algorithms.players import MemoryPlayer
-from metarl.algorithms.schedules import geometric, set_learning_rate
+from metarl.algorithms.schedules import final_rate, geometric, set_learning_rate
 from metarl.collection import collect_trials
 from metarl.policies import TrialPolicy
 from metarl.returns import gae
@@ -86,6 +87,19 @@ class RL2Config:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.minibatches is not None and self.minibatches > self.num_envs:
             raise ValueError(f"minibatches must be at most num_envs ({self.num_envs}), got {self.minibatches}")
+
+    def resolved(self) -> Self:
+        """The same with the values that None stands for, but those that stand for the length of the family's trials."""
+        return dataclasses.replace(
+            self,
+            final_learning_rate=self.final_learning_rate or final_rate(self.learning_rate),
+            minibatches=self.updates_per_epoch,
+        )
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Minibatches in each pass over an iteration's trials."""
+        return self.minibatches or max(1, min(16, self.num_envs // 8))
 
 
 class RL2PPO(MetaAlgorithm):
@@ -286,9 +300,8 @@ def loss_terms(
 
 def minibatches(num_rows: int, config: RL2Config, rng: np.random.Generator) -> Iterator[Tensor]:
     """Row indices: every row once per epoch, in random order."""
-    count = config.minibatches or max(1, min(16, config.num_envs // 8))
     for _ in range(config.epochs):
-        yield from torch.as_tensor(rng.permutation(num_rows)).tensor_split(count)
+        yield from torch.as_tensor(rng.permutation(num_rows)).tensor_split(config.updates_per_epoch)
 
 
 def _take(parts: tuple, rows: Tensor) -> list:

@@ -1,6 +1,8 @@
 """The protocol of memory cores: what an agent keeps while time passes."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,11 @@ class MemoryCore(nn.Module):
 
     input_size: int
     output_size: int
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Optional arguments of the constructor, and their values."""
+        return {name: p.default for name, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
 
     def initial_state(self, batch_size: int) -> State:
         """The state of `batch_size` trials in which nothing has happened yet."""

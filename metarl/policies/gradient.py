@@ -60,6 +60,8 @@ class GradientPolicy(NormalisedValue, BasePolicy):
         super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs)
         if update_rule not in RULES:
             raise ValueError(f"update_rule must be one of {', '.join(RULES)}, got {update_rule!r}")
+        self.kwargs = {"hidden": list(hidden), "log_std_init": log_std_init}
+        """What `policy_kwargs` were, defaults written out, features extractor apart."""
         self.task_batching = task_batching
         self.extractor = self.make_features_extractor()
         self.policy_trunk = mlp(self.extractor.features_dim, hidden)

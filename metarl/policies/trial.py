@@ -72,6 +72,14 @@ class TrialPolicy(NormalisedValue, BasePolicy):
             raise ValueError(f"core_kwargs must be a mapping, got {core_kwargs!r}")
         features_extractor_class = features_extractor_class or default_extractor(observation_space)
         super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs)
+        self.kwargs = {
+            "core_size": core_size,
+            "core_kwargs": CORES[core].defaults() | dict(core_kwargs or {}),
+            "encoder": list(encoder),
+            "skip": skip,
+            "heads": list(heads),
+        }
+        """What it was made with, defaults written out, features extractor apart."""
         self.extractor = self.make_features_extractor()
         self.policy_head = make_head(core_size if not heads else heads[-1], action_space)
         input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
