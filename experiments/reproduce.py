@@ -18,33 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 
 import metarl
 from metarl.config import TrainingConfig
+from metarl.progress import Progress
 from metarl.run_folder import RunFolder
 from metarl.training import evaluate_run, load_run, resume, run_config, train
 
 RESULTS = Path(__file__).parent / "results"
 PRESETS = Path(metarl.__file__).parent / "presets"
-
-
-class PrintProgress(BaseCallback):
-    """One line every `every` steps, for a log file."""
-
-    def __init__(self, every: int = 1_000_000):
-        super().__init__()
-        self.every = every
-        self.next = 0
-
-    def _on_rollout_start(self) -> None:
-        returns = [info["r"] for info in self.model.ep_info_buffer]
-        if self.num_timesteps >= self.next and returns:
-            self.next = self.num_timesteps + self.every
-            print(f"{self.num_timesteps:>12,} steps, mean return of the last trials {np.mean(returns):.3f}", flush=True)
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def preset_config(name: str, seed: int) -> TrainingConfig:
@@ -62,11 +44,11 @@ def train_config(config: TrainingConfig, folder: Path) -> tuple[Path, dict]:
     """Train in `folder`, or continue there. Returns it and the start of a row in the result file."""
     if (folder / "config.yaml").exists():
         made_by = run_config(RunFolder.open(folder))
-        if made_by != dataclasses.replace(config, evaluation=made_by.evaluation):
+        if made_by.resolved() != dataclasses.replace(config, evaluation=made_by.evaluation).resolved():
             sys.exit(f"{folder} was trained with other settings than there are now: move it away, or train it again")
-        resume(folder, callback=PrintProgress(), progress_bar=False)
+        resume(folder, callback=Progress(), progress_bar=False)
     else:
-        train(config, folder, callback=PrintProgress(), progress_bar=False)
+        train(config, folder, callback=Progress(), progress_bar=False)
     return folder, {
         "seed": config.seed,
         "trained_with": _trained_with(config),
@@ -96,6 +78,7 @@ def write_rows(path: Path, name: str, script: str, rows: dict[int, dict]) -> Non
         "command": f"python experiments/{script} {name} --seeds {' '.join(map(str, sorted(rows)))}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **({"mujoco": sys.modules["mujoco"].__version__} if "mujoco" in sys.modules else {}),
         "seeds": [rows[seed] for seed in sorted(rows)],
     }
     path.parent.mkdir(exist_ok=True)

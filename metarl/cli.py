@@ -22,6 +22,7 @@ from metarl.plain import check_known, first_sentence, shallow
 
 if TYPE_CHECKING:
     from metarl.config import TrainingConfig
+    from metarl.progress import Progress
     from metarl_envs import TaskFamily, TaskSet
 
 PRESETS = Path(__file__).parent / "presets"
@@ -117,8 +118,17 @@ def train(args: list[str]) -> None:
     folder = options.out or _numbered(Path("runs") / f"{algorithm}-{config.env.rpartition('/')[2]}")
     print(f"Training {algorithm} on {config.env} for {config.total_timesteps:,} steps, in {folder}", flush=True)
     print(f"Watch it: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
-    training.train(config, folder, progress_bar=options.progress_bar)
+    progress = _progress(options)
+    training.train(config, folder, callback=progress, progress_bar=options.progress_bar)
+    print(progress.summary())
     print(f"Done. See how it adapts: metarl evaluate {folder}")
+
+
+def _progress(options: Any) -> "Progress":
+    """Lines for a log file where there is no progress bar."""
+    from metarl.progress import Progress
+
+    return Progress(every=None if options.progress_bar else 60.0)
 
 
 def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
@@ -160,7 +170,7 @@ def _train_options(family: "TaskFamily | None", algorithm_name: str) -> type:
         out: Path | None = None
         """The run folder; by default a new one in runs/."""
         progress_bar: bool = True
-        """Show a progress bar."""
+        """Show a progress bar; without it, a line every minute."""
 
         def __post_init__(self):
             """Checked when the options become a config."""
@@ -213,7 +223,7 @@ class ResumeOptions:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
     progress_bar: bool = True
-    """Show a progress bar."""
+    """Show a progress bar; without it, a line every minute."""
 
 
 def resume(args: list[str]) -> None:
@@ -221,7 +231,7 @@ def resume(args: list[str]) -> None:
     options = parse_options(ResumeOptions, args, prog="metarl resume")
     from metarl import training
 
-    model = training.resume(options.run, progress_bar=options.progress_bar)
+    model = training.resume(options.run, callback=_progress(options), progress_bar=options.progress_bar)
     print(f"Done, at step {model.num_timesteps:,}. See how it adapts: metarl evaluate {options.run}")
 
 

@@ -1,5 +1,6 @@
 """Families of Gymnasium environments, batched in NumPy, one task per slot. Importing it registers them all."""
 
+import importlib.util
 from typing import Any
 
 import gymnasium as gym
@@ -31,8 +32,10 @@ def register_family(env_id: str, family: str, **kwargs: Any) -> None:
 
 
 def families() -> list[str]:
-    """Ids of all registered task families, in order of registration."""
-    return [env_id for env_id, spec in gym.registry.items() if "family" in spec.kwargs]
+    """Ids of all registered task families whose packages are installed, in order of registration."""
+    with_mujoco = importlib.util.find_spec("mujoco") is not None
+    families = {env_id: spec.kwargs["family"] for env_id, spec in gym.registry.items() if "family" in spec.kwargs}
+    return [i for i, family in families.items() if with_mujoco or not str(family).startswith("metarl_envs.mujoco.")]
 
 
 register_family("metarl/BernoulliBandit-v0", "metarl_envs.bandits:BernoulliBandit")

@@ -1,6 +1,8 @@
 """Batched environments with one task per slot, and the single environment that is their one-slot view."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +12,20 @@ from gymnasium.vector.utils import batch_space
 
 from metarl_envs.family import Arrays, TaskFamily, TaskSet, build_family, check_at_least
 from metarl_envs.streams import ALL, Rows, Streams
+
+
+def _timed(method: Callable) -> Callable:
+    """`method`, adding the time that it takes to `self.seconds`."""
+
+    @wraps(method)
+    def run(self: "TaskVectorEnv", *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    return run
 
 
 class TaskVectorEnv(gym.vector.VectorEnv):
@@ -29,6 +45,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    seconds: float = 0.0
+    """How long `reset` and `step` have taken so far."""
 
     def __init__(
         self,
@@ -109,6 +127,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 
     # -- Gymnasium's interface -----------------------------------------------------------------------------------
 
+    @_timed
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray | Arrays, dict[str, Any]]:
@@ -139,6 +158,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self._begin(rows)
         return self.family.observe(self._tasks, self._state), {}
 
+    @_timed
     def step(self, actions: np.ndarray) -> tuple[np.ndarray | Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play one step in every slot: observations, rewards, terminated, truncated `[B]`, and infos."""
         if not self._seeded:

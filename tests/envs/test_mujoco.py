@@ -91,7 +91,9 @@ def test_velocity_is_paid_by_its_distance():
     follow(env, envs._state["simulation"].qpos[0], envs._state["simulation"].qvel[0])
     action = np.linspace(-1, 1, 6)
     info = env.step(action)[4]
-    assert envs.step(action[None])[1][0] == pytest.approx(-abs(info["x_velocity"] - 1.5) - 0.05 * (action**2).sum(), abs=1e-10)
+    assert envs.step(action[None])[1][0] == pytest.approx(
+        -abs(info["x_velocity"] - 1.5) - 0.05 * (action**2).sum(), abs=1e-10
+    )
 
 
 def test_a_goal_is_paid_by_its_distance_along_the_axes():
@@ -138,7 +140,9 @@ def test_threads_change_nothing(env_id):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda envs: pickle.loads(pickle.dumps(envs))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda envs: pickle.loads(pickle.dumps(envs))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("env_id", ALL)
 def test_copies_go_on_as_the_original(env_id, copied):
     envs = make_family(env_id, num_steps=6, threads=2).make_vec(3)

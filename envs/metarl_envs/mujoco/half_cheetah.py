@@ -65,7 +65,11 @@ class HalfCheetahVelocity(HalfCheetah):
     def draw(self, num_tasks: int, split: str, rng: np.random.Generator) -> Arrays:
         """Uniform velocities `[N]`."""
         low, high = self.velocities
-        return {"velocity": rng.uniform(high, self.ood_velocity, num_tasks) if split == "ood" else rng.uniform(low, high, num_tasks)}
+        return {
+            "velocity": rng.uniform(high, self.ood_velocity, num_tasks)
+            if split == "ood"
+            else rng.uniform(low, high, num_tasks)
+        }
 
     def rewards(self, tasks: Arrays, location: np.ndarray, velocity: np.ndarray, healthy: np.ndarray) -> np.ndarray:
         """`-|v - velocity|`."""

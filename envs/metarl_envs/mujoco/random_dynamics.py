@@ -1,4 +1,4 @@
-"""Walker2d and Hopper, each task with masses, damping and friction of its own (Rothfuss et al. 2019; Rakelly et al. 2019)."""
+"""Walker2d and Hopper, with masses, damping and friction of its own (Rakelly et al. 2019; Rothfuss et al. 2019)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
