@@ -39,6 +39,7 @@ PPO_SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
         4,
         {"n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "ent_coef": 0.0, "learning_rate": "lin_0.001"},
     ),
+    "walker2d-dynamics": (64, {"n_steps": 128, "batch_size": 512, "gamma": 0.99, "gae_lambda": 0.95, "n_epochs": 10}),
 }  # fmt: skip
 """Number of environments and hyperparameters (without gSDE, which is exploration of another kind)."""
 

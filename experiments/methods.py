@@ -2,6 +2,7 @@
 
     python experiments/methods.py gridnavi --seeds 0 1 2
     python experiments/methods.py cartpole-context --seeds 0
+    python experiments/methods.py halfcheetah-velocity --splits test ood
 
 All are trained for the same number of environment steps, on training tasks, and play trials of the same length on the same
 held-out tasks; those that run PPO in every task play the first of them only. The trial is that of MAML: its gradient steps
@@ -60,6 +61,8 @@ class Family:
     """Settings of multi-task and oracle PPO."""
     num_tasks: int = 2000
     """Held-out tasks; those that train in every one play the first 50."""
+    methods: tuple[str, ...] = tuple(GRADIENT_METHODS)
+    """Which of `GRADIENT_METHODS`."""
 
 
 FAMILIES = {
@@ -68,6 +71,14 @@ FAMILIES = {
     ),
     "cartpole-context": Family(
         "maml-cartpole-context", "cartpole-context", 20, {"num_envs": 8, "n_steps": 256, "batch_size": 256, "gamma": 0.98}
+    ),
+    "halfcheetah-velocity": Family(
+        "maml-halfcheetah-velocity",
+        "halfcheetah-velocity",
+        30,
+        {"num_envs": 64, "n_steps": 128, "batch_size": 512, "gamma": 0.99},
+        num_tasks=500,
+        methods=("MAML", "Meta-SGD"),
     ),
 }
 IN_TASK = 50
@@ -79,8 +90,8 @@ def configs(family: Family, seed: int) -> dict[str, TrainingConfig]:
     base = TrainingConfig.from_yaml(PRESETS / f"{family.maml}.yaml").plain()
     rl2 = TrainingConfig.from_yaml(PRESETS / f"{family.rl2}.yaml").plain()
     made = {"RL²": TrainingConfig(**{**rl2, "seed": seed, "total_timesteps": base["total_timesteps"]})}
-    for name, changed in GRADIENT_METHODS.items():
-        hyperparameters = {**base["hyperparameters"], **changed}
+    for name in family.methods:
+        hyperparameters = {**base["hyperparameters"], **GRADIENT_METHODS[name]}
         made[name] = TrainingConfig(**{**base, "seed": seed, "hyperparameters": hyperparameters})
     return made
 

@@ -242,8 +242,9 @@ def evaluate(args: list[str]) -> None:
     """Measure on new tasks how a run adapts, beside classical players; write table, picture and report."""
     from metarl.config import EvaluationConfig
     from metarl.evaluation.report import text_table
+    from metarl.evaluation.video import check_drawable
     from metarl.run_folder import RunFolder
-    from metarl.training import curve_file, evaluate_run, run_config
+    from metarl.training import curve_file, evaluate_run, film_run, run_config
 
     @dataclass(frozen=True, kw_only=True)
     class EvaluateOptions(EvaluationConfig):
@@ -255,6 +256,8 @@ def evaluate(args: list[str]) -> None:
 
         run: Annotated[Positional[Path], arg(metavar="RUN")]
         """The run folder."""
+        video: bool = False
+        """Film the first and last episodes of three tasks too: adaptation.mp4 (or .gif), where the family draws pictures."""
         progress_bar: bool = True
         """Show a progress bar."""
 
@@ -264,11 +267,16 @@ def evaluate(args: list[str]) -> None:
     default = EvaluateOptions(run=run, **dataclasses.asdict(config.evaluation))
     options = parse_options(EvaluateOptions, args, prog=prog, default=default)
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluationConfig)}
+    if options.video:
+        check_drawable(config.family)  # before the work
     curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
     print(f"\n{curve.label}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
     if (by_update := curve.updates_rows()) is not None:
         print(f"{text_table(*by_update)}\n")
     file = curve_file(run, options.split, options.deterministic)
+    if options.video:
+        chosen = {name: settings[name] for name in ("split", "deterministic", "episodes", "seed")}
+        print(f"Video:   {film_run(run, **chosen)}")
     print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
 
 

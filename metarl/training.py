@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
@@ -21,7 +22,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.checkpoint import CheckpointStore, write_atomically
 from metarl.config import TrainingConfig
-from metarl.evaluation import AdaptationCurve, Comparison, compare, evaluate, write_report
+from metarl.evaluation import AdaptationCurve, Comparison, compare, evaluate, film_trials, write_report
 from metarl.interrupts import StopOnInterrupt, graceful_interrupts
 from metarl.run_folder import RunFolder, RunFolderError
 
@@ -132,6 +133,23 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     facts = {"actions": "the likeliest" if settings.deterministic else "sampled", "training time": _training_time(run)}
     write_report(run.report, shown, title=f"{curve.name}: {run.path.name}", config=run.config, facts=facts)
     return curve
+
+
+def film_run(
+    folder: str | Path, *, split: str, deterministic: bool = False, episodes: int | None = None, seed: int = 0
+) -> Path:
+    """Film how a run adapts to three different tasks (two where there are no more); returns the file in its folder.
+
+    Raises:
+        ValueError: when the family draws no pictures.
+    """
+    model = load_run(folder)
+    episodes = model.episodes_in(model.family) if episodes is None else episodes
+    drawn = model.family.sample(20, split, np.random.default_rng(seed))
+    values = np.concatenate([v.reshape(len(drawn), -1) for v in drawn.params.values()], -1)
+    tasks = drawn[np.sort(np.unique(values, axis=0, return_index=True)[1])[:3]]
+    path = curve_file(folder, split, deterministic).with_suffix("")
+    return film_trials(model.player(deterministic=deterministic), model.family, tasks, path, episodes=episodes, seed=seed)
 
 
 def compare_runs(

@@ -109,6 +109,10 @@ class TaskFamily:
     time_limit_terminates: ClassVar[bool] = False
     """Whether the step limit is part of the task (finite horizon: `terminated`) or an outside cut (`truncated`)."""
     held_out_fraction: ClassVar[float] = 0.25
+    render_modes: ClassVar[tuple[str, ...]] = ()
+    """`("rgb_array",)` where `frames` is implemented."""
+    render_fps: ClassVar[int] = 10
+    """Frames that are a second of the task's own time."""
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 
@@ -154,6 +158,10 @@ class TaskFamily:
 
     def observe(self, tasks: Arrays, state: Arrays) -> np.ndarray | Arrays:
         """A fresh array of observations `[B, ...]`."""
+        raise NotImplementedError
+
+    def frames(self, tasks: Arrays, state: Arrays) -> list[np.ndarray]:
+        """A picture `[height, width, 3]` of every slot, in bytes."""
         raise NotImplementedError
 
     def close(self, state: Arrays) -> None:

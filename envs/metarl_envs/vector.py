@@ -14,6 +14,11 @@ from metarl_envs.family import Arrays, TaskFamily, TaskSet, build_family, check_
 from metarl_envs.streams import ALL, Rows, Streams
 
 
+def _render_metadata(family: TaskFamily) -> dict[str, Any]:
+    """What Gymnasium's wrappers ask before they draw. `gym.make` asks the class, which cannot know the family."""
+    return {"render_modes": [*family.render_modes], "render_fps": family.render_fps}
+
+
 def _timed(method: Callable) -> Callable:
     """`method`, adding the time that it takes to `self.seconds`."""
 
@@ -44,7 +49,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
             `infos["final_obs"]`) or `DISABLED` (the caller resets with `options={"reset_mask": ...}`).
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
     seconds: float = 0.0
     """How long `reset` and `step` have taken so far."""
 
@@ -60,9 +65,11 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         **family_kwargs: Any,
     ):
         check_at_least("num_envs", num_envs, 1)
-        if render_mode is not None:
-            raise ValueError(f"render_mode must be None, got {render_mode!r}")
         self.family = build_family(family, **family_kwargs)
+        if render_mode not in (None, *self.family.render_modes):
+            allowed = " or ".join(["None", *map(repr, self.family.render_modes)])
+            raise ValueError(f"render_mode must be {allowed} for {self.family.label}, got {render_mode!r}")
+        self.render_mode = render_mode
         if split not in self.family.splits:
             raise ValueError(f"split must be one of {', '.join(self.family.splits)}, got {split!r}")
         self.num_envs = num_envs
@@ -72,7 +79,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.NEXT_STEP:
             raise ValueError("autoreset_mode must be SAME_STEP or DISABLED, got NEXT_STEP: its extra step is no transition")
-        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self.metadata = {**self.metadata, "autoreset_mode": mode, **_render_metadata(self.family)}
         self._autoreset = mode is AutoresetMode.SAME_STEP
 
         self.single_observation_space = self.family.observation_space
@@ -186,6 +193,14 @@ class TaskVectorEnv(gym.vector.VectorEnv):
                 observations = self.family.observe(self._tasks, self._state)
         return observations, rewards, terminated, truncated, infos
 
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """A picture of every slot, with `render_mode="rgb_array"`."""
+        if self.render_mode is None:
+            return None
+        if self._tasks is None:
+            raise gym.error.ResetNeeded("call reset before render")
+        return tuple(self.family.frames(self._tasks, self._state))
+
     def set_attr(self, name: str, values: Any) -> None:
         """`set_attr("task", [...])` gives slot `i` the task `values[i]` (a dictionary of parameters or a task set).
 
@@ -280,7 +295,7 @@ class TaskEnv(gym.Env):
     one after every `episodes_per_task` episodes.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, *, family: TaskFamily | str, render_mode: str | None = None, **options: Any):
         family_names = {"split", "episodes_per_task"}
@@ -288,6 +303,7 @@ class TaskEnv(gym.Env):
         self.family = build_family(family, **options)
         self._envs = self.family.make_vec(1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **env_options)
         self.render_mode = render_mode
+        self.metadata = {**self.metadata, **_render_metadata(self.family)}
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
 
@@ -314,6 +330,11 @@ class TaskEnv(gym.Env):
         """Play one step: observation, reward, terminated, truncated, info."""
         observations, rewards, terminated, truncated, _ = self._envs.step(np.asarray(action)[None])
         return self._first(observations), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> np.ndarray | None:
+        """A picture `[height, width, 3]`, with `render_mode="rgb_array"`."""
+        frames = self._envs.render()
+        return None if frames is None else frames[0]
 
     def _first(self, observations: np.ndarray | Arrays) -> Any:
         if isinstance(observations, dict):

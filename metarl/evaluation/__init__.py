@@ -7,6 +7,7 @@ from metarl.evaluation.plots import plot_adaptation, plot_splits
 from metarl.evaluation.references import RandomPlayer, reference_players
 from metarl.evaluation.report import write_report
 from metarl.evaluation.statistics import Estimate, estimate, interquartile_mean, paired_difference
+from metarl.evaluation.video import film_trials
 
 __all__ = [
     "AdaptationCurve",
@@ -16,6 +17,7 @@ __all__ = [
     "compare",
     "estimate",
     "evaluate",
+    "film_trials",
     "interquartile_mean",
     "paired_difference",
     "play_trials",

@@ -249,3 +249,46 @@ def test_nothing_is_printed_and_no_file_is_left(tmp_path, monkeypatch, capfd, ca
     assert "simulation is unstable" in caplog.text
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawing():
+    """Skips where nothing draws without a screen."""
+    from metarl_envs.mujoco.rendering import backend
+
+    try:
+        return backend()
+    except gym.error.DependencyNotInstalled as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("env_id", ["metarl/HopperDynamics-v0", "metarl/AntGoal-v0"])
+def test_every_slot_is_drawn_as_it_is(drawing, env_id):
+    envs = gym.make_vec(env_id, num_envs=2, render_mode="rgb_array")
+    envs.reset(seed=0)
+    before = envs.render()
+    assert [picture.shape for picture in before] == [(240, 320, 3)] * 2
+    for _ in range(20):
+        envs.step(envs.action_space.sample())
+    after = envs.render()
+    assert all(picture.std() > 10 for picture in after)
+    assert not np.array_equal(before[0], after[0])
+    assert not np.array_equal(*after)
+
+
+def test_a_goal_is_a_red_ball(drawing):
+    envs = gym.make_vec("metarl/AntGoal-v0", num_envs=2, render_mode="rgb_array")
+    envs.reset(seed=0, options={"tasks": {"goal": np.array([[1.0, 0.0], [50.0, 0.0]])}})
+    near, far = (((p[..., 0] > 120) & (p[..., 1] < 60) & (p[..., 2] < 60)).sum() for p in envs.render())
+    assert near > 20 > far == 0
+
+
+def test_what_cannot_draw_is_named(monkeypatch):
+    from metarl_envs.mujoco import rendering
+
+    monkeypatch.setenv("MUJOCO_GL", "nothing")
+    with pytest.raises(gym.error.DependencyNotInstalled, match="no way to draw without a screen: MuJoCo tried nothing"):
+        rendering.backend.__wrapped__()

@@ -20,7 +20,7 @@ def envs():
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
         ({"episodes_per_task": 0}, "episodes_per_task must be at least 1, got 0"),
         ({"autoreset_mode": "NextStep"}, "autoreset_mode must be SAME_STEP or DISABLED"),
-        ({"render_mode": "human"}, "render_mode must be None, got 'human'"),
+        ({"render_mode": "human"}, "render_mode must be None for metarl/GridNavi-v0, got 'human'"),
     ],
 )
 def test_wrong_options_of_the_environment_are_named(kwargs, message):

@@ -26,6 +26,7 @@ class Locomotion(TaskFamily):
     frame_skip: ClassVar[int]
     """MuJoCo's steps in one step."""
     simulation: ClassVar[type[Simulation]] = Rollouts
+    render_modes: ClassVar[tuple[str, ...]] = ("rgb_array",)
     normal_velocities: ClassVar[bool] = True
     """Whether v5 starts with normal velocities; otherwise they are uniform."""
     z_open: ClassVar[bool] = True
@@ -151,6 +152,19 @@ class Locomotion(TaskFamily):
         """Positions and velocities `[B, ...]`."""
         simulation = state["simulation"]
         return np.concatenate([simulation.qpos[:, self.position_size :], simulation.qvel], -1)
+
+    @property
+    def render_fps(self) -> int:
+        """Steps per second of the robot's time."""
+        return round(1 / (self.model.opt.timestep * self.frame_skip))
+
+    def frames(self, tasks: Arrays, state: Arrays) -> list[np.ndarray]:
+        """A picture of every robot `[240, 320, 3]`, with a red ball at its goal if there is one."""
+        from metarl_envs.mujoco.rendering import camera  # needs OpenGL, which nothing else does
+
+        goals = [[[*goal, 0.15]] for goal in tasks["goal"]] if "goal" in tasks else [()] * len(state["location"])
+        view = camera(self.file, from_above=self.position_size == 2)
+        return [view.picture(qpos, goal) for qpos, goal in zip(state["simulation"].qpos, goals, strict=True)]
 
     def close(self, state: Arrays) -> None:
         """Stop the simulation's threads."""
