@@ -1,4 +1,4 @@
-"""How fast the families step, next to Gymnasium's own batched CartPole.
+"""How fast the families step, next to Gymnasium's own batched CartPole. MuJoCo's have `mujoco.py`.
 
     python experiments/speed/vector_stepping.py [--num-envs 256]
 
@@ -28,7 +28,8 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=15, help="turns per environment")
     options = parser.parse_args()
 
-    seconds = measure([REFERENCE, *families()], options.num_envs, options.steps, options.turns)
+    batched = [env_id for env_id in families() if ".mujoco." not in str(gym.spec(env_id).kwargs["family"])]
+    seconds = measure([REFERENCE, *batched], options.num_envs, options.steps, options.turns)
     reference = seconds[REFERENCE]
     print(f"{options.num_envs} slots, medians of {options.turns} turns of {options.steps} steps")
     print(f"{'environment':36}{'us per step':>12}{'M steps/s':>12}{'x CartPole':>12}")
