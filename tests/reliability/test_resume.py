@@ -19,6 +19,8 @@ from metarl.training import Interrupted, resume, train
 ENVS = {
     "bandit": {"env": "metarl/BernoulliBandit-v0", "env_kwargs": {"num_arms": 3, "num_pulls": 4}},
     "pendulum": {"env": "Pendulum-v1", "env_kwargs": {"ranges": {"g": [8, 12]}, "num_steps": 5, "num_episodes": 2}},
+    "walker": {"env": "metarl/Walker2dDynamics-v0", "env_kwargs": {"num_steps": 5, "num_episodes": 2}},
+    "ant": {"env": "metarl/AntGoal-v0", "env_kwargs": {"num_steps": 5, "num_episodes": 2}},
 }
 
 
