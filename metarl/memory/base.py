@@ -48,6 +48,15 @@ class MemoryCore(nn.Module):
         """
         raise NotImplementedError
 
+    @torch.no_grad()
+    def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
+        """What a step on `x [B, input_size]` from `state` does with the memory, to be drawn: names and values `[B, K]`.
+
+        Weights over places in memory that are read or written; for cores without such places, the next state.
+        """
+        state = self.step(x, state)[1]
+        return {"state": torch.cat(state, -1)} if state else {}
+
 
 def check_span(span: float) -> float:
     """`span` if it is one, else a `ValueError`."""
@@ -59,6 +68,19 @@ def check_span(span: float) -> float:
 def clear(state: State, fresh: State, rows: Tensor) -> State:
     """`state` with `rows [B]` (bool) replaced by `fresh`."""
     return tuple(torch.where(rows.view(-1, *[1] * (s.dim() - 1)), f, s) for s, f in zip(state, fresh, strict=True))
+
+
+def scan_by_steps(core: MemoryCore, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+    """`core.scan` as a loop over `core.step`, for cores that cannot do better."""
+    fresh = core.initial_state(x.shape[1])
+    some = [False] * len(x) if reset is None else reset.any(1).tolist()
+    outputs = []
+    for t, cleared in enumerate(some):
+        if cleared:
+            state = clear(state, fresh, reset[t])
+        y, state = core.step(x[t], state)
+        outputs.append(y)
+    return torch.stack(outputs), state
 
 
 def scan_fused(
