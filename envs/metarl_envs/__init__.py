@@ -71,3 +71,5 @@ register_family("metarl/AntGoal-v0", "metarl_envs.mujoco.ant:AntGoal")
 register_family("metarl/HumanoidDirection-v0", "metarl_envs.mujoco.humanoid:HumanoidDirection")
 register_family("metarl/Walker2dDynamics-v0", "metarl_envs.mujoco.random_dynamics:Walker2dDynamics")
 register_family("metarl/HopperDynamics-v0", "metarl_envs.mujoco.random_dynamics:HopperDynamics")
+for _game in ("RepeatPrevious", "RepeatFirst", "Autoencode", "CountRecall"):
+    register_family(f"metarl/{_game}-v0", f"metarl_envs.cards:{_game}")
