@@ -73,3 +73,6 @@ register_family("metarl/Walker2dDynamics-v0", "metarl_envs.mujoco.random_dynamic
 register_family("metarl/HopperDynamics-v0", "metarl_envs.mujoco.random_dynamics:HopperDynamics")
 for _game in ("RepeatPrevious", "RepeatFirst", "Autoencode", "CountRecall"):
     register_family(f"metarl/{_game}-v0", f"metarl_envs.cards:{_game}")
+register_family("metarl/TMaze-v0", "metarl_envs.mazes:TMaze")
+register_family("metarl/TMazeActive-v0", "metarl_envs.mazes:TMaze", active=True)
+register_family("metarl/DarkKeyToDoor-v0", "metarl_envs.mazes:KeyToDoor")

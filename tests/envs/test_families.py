@@ -18,6 +18,8 @@ ALL = families()
 NOTHING_TO_HOLD_OUT = {
     "metarl/Context-v0",
     "metarl/HalfCheetahDirection-v0",
+    "metarl/TMaze-v0",
+    "metarl/TMazeActive-v0",
     "metarl/TwoArmedEasy-v0",
     "metarl/TwoArmedHard-v0",
     "metarl/TwoArmedMedium-v0",
@@ -292,7 +294,7 @@ def test_unknown_splits_and_parameters_are_named(env_id):
         family.make_vec(1, split="valid")
     with pytest.raises(ValueError, match="num_tasks must be at least 1, got 0"):
         family.sample(0)
-    with pytest.raises(TypeError, match=r"no parameter 'num_legs': it has .*num_"):
+    with pytest.raises(TypeError, match=r"no parameter 'num_legs': it has [a-z]"):
         make_family(env_id, num_legs=4)
 
 
