@@ -76,3 +76,4 @@ for _game in ("RepeatPrevious", "RepeatFirst", "Autoencode", "CountRecall"):
 register_family("metarl/TMaze-v0", "metarl_envs.mazes:TMaze")
 register_family("metarl/TMazeActive-v0", "metarl_envs.mazes:TMaze", active=True)
 register_family("metarl/DarkKeyToDoor-v0", "metarl_envs.mazes:KeyToDoor")
+register_family("metarl/BarcodeBandit-v0", "metarl_envs.barcode:BarcodeBandit")

@@ -144,6 +144,9 @@ class TaskFamily:
         """Uninitialised state arrays for `num_slots` slots."""
         raise NotImplementedError
 
+    def enter(self, tasks: Arrays, state: Arrays, rows: Rows) -> None:
+        """New tasks were given to `rows`: their next episode is the first. For families that count."""
+
     def reset(self, tasks: Arrays, state: Arrays, rows: Rows, streams: Streams) -> None:
         """Start an episode in `rows`: write `state[name][rows]`."""
         raise NotImplementedError

@@ -131,6 +131,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
             if given != shape:
                 raise ValueError(f"task parameter {name!r} must have shape {shape} per task, got {given}")
             self._tasks[name][rows] = values
+        self.family.enter(self._tasks, self._state, rows)
 
     # -- Gymnasium's interface -----------------------------------------------------------------------------------
 
