@@ -231,7 +231,10 @@ def resume(args: list[str]) -> None:
     options = parse_options(ResumeOptions, args, prog="metarl resume")
     from metarl import training
 
-    model = training.resume(options.run, callback=_progress(options), progress_bar=options.progress_bar)
+    progress = _progress(options)
+    model = training.resume(options.run, callback=progress, progress_bar=options.progress_bar)
+    if progress.model is not None:  # there was something left to do
+        print(progress.summary())
     print(f"Done, at step {model.num_timesteps:,}. See how it adapts: metarl evaluate {options.run}")
 
 

@@ -64,7 +64,7 @@ register_family(
     env="Pendulum-v1",
     ranges={"g": (6.0, 14.0), "m": (0.5, 1.5), "l": (0.7, 1.3)},
 )
-register_family("metarl/HalfCheetahDirection-v0", "metarl_envs.mujoco.half_cheetah:HalfCheetahDirection", num_steps=100)
+register_family("metarl/HalfCheetahDirection-v0", "metarl_envs.mujoco.half_cheetah:HalfCheetahDirection")
 register_family("metarl/HalfCheetahVelocity-v0", "metarl_envs.mujoco.half_cheetah:HalfCheetahVelocity")
 register_family("metarl/AntDirection-v0", "metarl_envs.mujoco.ant:AntDirection")
 register_family("metarl/AntGoal-v0", "metarl_envs.mujoco.ant:AntGoal")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -163,6 +164,9 @@ class TaskFamily:
         """A fresh array of observations `[B, ...]`."""
         raise NotImplementedError
 
+    def check_drawing(self) -> None:
+        """Raise a `gymnasium.error.DependencyNotInstalled` where `frames` would, for want of a way to draw."""
+
     def frames(self, tasks: Arrays, state: Arrays) -> list[np.ndarray]:
         """A picture `[height, width, 3]` of every slot, in bytes."""
         raise NotImplementedError
@@ -271,9 +275,17 @@ def check_at_least(name: str, value: float, bound: float) -> None:
 
 
 def check_above(name: str, value: float, bound: float) -> None:
-    """Raise unless `value > bound`, naming the argument, its bound and the value."""
-    if not (isinstance(value, Real) and value > bound):
+    """Raise unless `value > bound` and finite, naming the argument, its bound and the value."""
+    if not (isinstance(value, Real) and bound < value < math.inf):
         raise ValueError(f"{name} must be above {bound}, got {value!r}")
+
+
+def ascending(name: str, pair: Any) -> tuple[float, float]:
+    """`pair` as two floats, the lower first; raises naming the argument where it is something else."""
+    low, high = two_numbers(name, pair)
+    if not low < high:
+        raise ValueError(f"{name} must be two numbers, the lower first, got {pair!r}")
+    return low, high
 
 
 def two_numbers(name: str, pair: Any) -> tuple[float, float]:

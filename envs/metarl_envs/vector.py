@@ -169,6 +169,8 @@ class TaskVectorEnv(gym.vector.VectorEnv):
     @_timed
     def step(self, actions: np.ndarray) -> tuple[np.ndarray | Arrays, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play one step in every slot: observations, rewards, terminated, truncated `[B]`, and infos."""
+        if self.closed:
+            raise gym.error.ClosedEnvironmentError("step needs an environment that is not closed")
         if not self._seeded:
             raise gym.error.ResetNeeded("call reset before step")
         rewards, terminated = self.family.step(self._tasks, self._state, self._check_actions(actions), self._streams)

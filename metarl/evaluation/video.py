@@ -1,9 +1,12 @@
 """Films of agents that adapt: the first and the last episode of a trial, side by side."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 
 from metarl.evaluation.play import play_trials
@@ -12,6 +15,8 @@ from metarl_envs import TaskFamily, TaskSet, TaskVectorEnv
 
 CAPTION = 18
 """Height of a caption, in pixels."""
+MOST_FPS = 50
+"""Pictures per second at most: what a GIF can say, and more than is seen."""
 
 
 def film_trials(
@@ -36,29 +41,47 @@ def film_trials(
     check_drawable(family)
     episodes = family.episodes_per_trial if episodes is None else episodes
     shown = sorted({0, episodes - 1})
-    frames: list[list[list[np.ndarray]]] = [[[] for _ in shown] for _ in range(len(tasks))]
+    every = math.ceil(family.render_fps / MOST_FPS)
+    films: list[list[list[np.ndarray]]] = [[[] for _ in shown] for _ in range(len(tasks))]
+    steps = np.zeros((len(tasks), episodes), np.int64)
 
     def watch(envs: TaskVectorEnv, episode: np.ndarray) -> None:
-        if np.isin(episode, shown).any():
-            for films, picture, number in zip(frames, envs.render(), episode.tolist(), strict=True):
-                if number in shown:
-                    films[shown.index(number)].append(picture)
+        at = [(slot, number) for slot, number in enumerate(episode.tolist()) if number in shown]
+        if any(steps[slot, number] % every == 0 for slot, number in at):
+            pictures = envs.render()
+        for slot, number in at:
+            if steps[slot, number] % every == 0:
+                films[slot][shown.index(number)].append(pictures[slot])
+            steps[slot, number] += 1
 
     returns = play_trials(player, family, tasks, episodes=episodes, seed=seed, batch_size=len(tasks), watch=watch)
-    length = max(len(film) for films in frames for film in films)
-    rows = []
-    for task, films in enumerate(frames):
+    width = films[0][0][0].shape[1]
+    banners = []
+    for task in range(len(tasks)):
         titles = [f"episode {number + 1}: return {returns[task, number]:.1f}" for number in shown]
         titles[0] = f"{_described(tasks[task])}, {titles[0]}"
-        captioned = [_captioned(film, title, length) for film, title in zip(films, titles, strict=True)]
-        rows.append(np.concatenate(captioned, axis=2))
-    return _write(Path(path), np.concatenate(rows, axis=1), family.render_fps)
+        banners.append([_banner(title, width) for title in titles])
+    return _write(Path(path), _joined(films, banners), family.render_fps / every)
 
 
 def check_drawable(family: TaskFamily) -> None:
-    """Raise unless pictures can be made of this family."""
+    """Raise a `ValueError` unless pictures can be made of this family, here."""
     if "rgb_array" not in family.render_modes:
         raise ValueError(f"video must be off for {family.label}, which draws no pictures: MuJoCo's robots do")
+    try:
+        family.check_drawing()
+    except gym.error.DependencyNotInstalled as error:
+        raise ValueError(f"video must be off: {error}") from error
+
+
+def _joined(films: list[list[list[np.ndarray]]], banners: list[list[np.ndarray]]) -> Iterator[np.ndarray]:
+    """One picture after the other: tasks below each other, episodes side by side, those that ended held."""
+    for t in range(max(len(film) for row in films for film in row)):
+        rows = []
+        for row, titles in zip(films, banners, strict=True):
+            cells = [np.concatenate([title, film[min(t, len(film) - 1)]]) for film, title in zip(row, titles, strict=True)]
+            rows.append(np.concatenate(cells, axis=1))
+        yield np.concatenate(rows)
 
 
 def _described(tasks: TaskSet) -> str:
@@ -68,32 +91,33 @@ def _described(tasks: TaskSet) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items()) or "task"
 
 
-def _captioned(film: Sequence[np.ndarray], title: str, length: int) -> np.ndarray:
-    """`[length, height + CAPTION, width, 3]`: the film, its last picture held, below its title."""
+def _banner(title: str, width: int) -> np.ndarray:
+    """A caption `[CAPTION, width, 3]`."""
     from PIL import Image, ImageDraw
 
-    held = np.stack([*film, *[film[-1]] * (length - len(film))])
-    banner = Image.new("RGB", (held.shape[2], CAPTION), "white")
+    banner = Image.new("RGB", (width, CAPTION), "white")
     ImageDraw.Draw(banner).text((4, 3), title, fill="black")
-    return np.concatenate([np.broadcast_to(np.asarray(banner), (length, *np.shape(banner))), held], axis=1)
+    return np.asarray(banner)
 
 
-def _write(path: Path, film: np.ndarray, fps: int) -> Path:
+def _write(path: Path, pictures: Iterator[np.ndarray], fps: float) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    first = next(pictures)
     if find_spec("imageio_ffmpeg") is None:
         from PIL import Image
 
-        first, *others = (Image.fromarray(picture) for picture in film)
         path = path.with_name(path.name + ".gif")
-        first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        others = (Image.fromarray(picture) for picture in pictures)
+        delay = 10 * round(100 / fps)  # in milliseconds; the format knows hundredths of a second
+        Image.fromarray(first).save(path, save_all=True, append_images=others, duration=delay, loop=0)
         return path
     import imageio_ffmpeg
 
     path = path.with_name(path.name + ".mp4")
-    height, width = film.shape[1:3]
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error")
+    size = (first.shape[1], first.shape[0])
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error")
     writer.send(None)
-    for picture in film:
+    for picture in chain([first], pictures):
         writer.send(np.ascontiguousarray(picture))
     writer.close()
     return path

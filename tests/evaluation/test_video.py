@@ -9,6 +9,7 @@ from metarl.evaluation import film_trials, video
 from metarl.evaluation.references import RandomPlayer
 from metarl_envs import make_family
 from metarl_envs.bandits import BernoulliBandit
+from metarl_envs.navigation import Navigation2D
 
 COLOURS = (50, 100, 150)
 
@@ -59,9 +60,29 @@ def test_mp4_where_there_is_ffmpeg(tmp_path):
 
 
 def test_films_hold_their_last_picture():
-    pictures = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2)]
-    held = video._captioned(pictures, "title", 4)
-    assert held[:, -1, 0, 0].tolist() == [1, 2, 2, 2]
+    films = [[[np.full((2, 2, 3), value, np.uint8) for value in range(count)] for count in (2, 4)]]
+    joined = list(video._joined(films, [[np.zeros((1, 2, 3), np.uint8)] * 2]))
+    assert [picture[-1, (0, -1), 0].tolist() for picture in joined] == [[0, 0], [1, 1], [1, 2], [1, 3]]
+
+
+def test_no_more_pictures_than_are_seen(tmp_path, monkeypatch):
+    class Walk(Navigation2D):
+        render_modes, render_fps = ("rgb_array",), 125
+
+        def frames(self, tasks, state):
+            return [np.full((30, 64, 3), round(1000 * abs(state["position"][0, 0])), np.uint8)]
+
+        def step(self, tasks, state, actions, streams):
+            state["position"][:, 0] += 0.02
+            return np.zeros(1), np.zeros(1, bool)
+
+    written = []
+    monkeypatch.setattr(video, "_write", lambda path, pictures, fps: written.append((list(pictures), fps)))
+    family = Walk(num_steps=7, num_episodes=1)
+    film_trials(RandomPlayer(family), family, family.sample(1, "test", 0), tmp_path / "film")
+    pictures, fps = written[0]
+    assert fps == pytest.approx(125 / 3)
+    assert [int(picture[-1, 0, 0]) for picture in pictures] == [0, 60, 120]
 
 
 def test_families_without_pictures_are_refused(tmp_path):

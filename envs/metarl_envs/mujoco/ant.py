@@ -43,7 +43,11 @@ class Ant(Balancing):
 
 @dataclass(frozen=True, kw_only=True)
 class AntDirection(Ant):
-    """Walk in the task's direction, `angle [N]` in radians: paid is the velocity that way."""
+    """Walk in the task's direction, `angle [N]` in radians: paid is the velocity that way.
+
+    Weights are v5's, which are those of Rakelly et al. (2019) but for the contacts. All directions are tasks, so
+    there is no `ood`.
+    """
 
     env_id: ClassVar[str] = "metarl/AntDirection-v0"
 
@@ -72,7 +76,11 @@ class AntDirection(Ant):
 
 @dataclass(frozen=True, kw_only=True)
 class AntGoal(Ant):
-    """Walk to the task's `goal [N, 2]`, in metres: paid is minus the distance, along the axes, from it."""
+    """Walk to the task's `goal [N, 2]`, in metres: paid is minus the distance, along the axes, from it.
+
+    Where the ant is counts here, so it is observed too, as with v5's `exclude_current_positions_from_observation=False`.
+    Episodes do not end early, and being healthy is worth nothing, as in the literature.
+    """
 
     env_id: ClassVar[str] = "metarl/AntGoal-v0"
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "ood")
@@ -94,6 +102,15 @@ class AntGoal(Ant):
         """Goals `[N, 2]`, uniform in the disc or in the ring around it."""
         area = rng.uniform(1, self.ood_scale**2, num_tasks) if split == "ood" else rng.uniform(0, 1, num_tasks)
         return {"goal": self.goal_radius * np.sqrt(area)[:, None] * unit(angles(num_tasks, rng))}
+
+    @property
+    def observation_size(self) -> int:
+        """Those of the robot, and where it is."""
+        return super().observation_size + self.position_size
+
+    def observe(self, tasks: Arrays, state: Arrays) -> np.ndarray:
+        """All positions and velocities `[B, ...]`."""
+        return np.concatenate([state["simulation"].qpos[:, : self.position_size], super().observe(tasks, state)], -1)
 
     def rewards(self, tasks: Arrays, location: np.ndarray, velocity: np.ndarray, healthy: np.ndarray) -> np.ndarray:
         """`-|x - goal|_1`, and what being healthy is worth."""

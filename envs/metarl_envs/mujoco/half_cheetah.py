@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from metarl_envs.family import Arrays, check_above, two_numbers
+from metarl_envs.family import Arrays, ascending, check_above
 from metarl_envs.mujoco.locomotion import Locomotion
 
 
@@ -24,10 +24,13 @@ class HalfCheetah(Locomotion):
 class HalfCheetahDirection(HalfCheetah):
     """Run forward or backward: paid is the velocity in the task's `direction [N]`, 1 or -1.
 
-    There are two tasks, so none can be held out: `test` draws from the same two as `train`.
+    There are two tasks, so none can be held out: `test` draws from the same two as `train`, and nothing lies beyond them.
+    The horizon is that of Rothfuss et al. (2019), half of Finn et al.'s.
     """
 
     env_id: ClassVar[str] = "metarl/HalfCheetahDirection-v0"
+
+    num_steps: int = 100
 
     def draw(self, num_tasks: int, split: str, rng: np.random.Generator) -> Arrays:
         """Either direction, equally likely."""
@@ -56,11 +59,8 @@ class HalfCheetahVelocity(HalfCheetah):
 
     def __post_init__(self):
         super().__post_init__()
-        low, high = two_numbers("velocities", self.velocities)
-        if not low < high:
-            raise ValueError(f"velocities must be two numbers, the lower first, got {self.velocities!r}")
-        object.__setattr__(self, "velocities", (low, high))
-        check_above("ood_velocity", self.ood_velocity, high)
+        object.__setattr__(self, "velocities", ascending("velocities", self.velocities))
+        check_above("ood_velocity", self.ood_velocity, self.velocities[1])
 
     def draw(self, num_tasks: int, split: str, rng: np.random.Generator) -> Arrays:
         """Uniform velocities `[N]`."""

@@ -12,7 +12,11 @@ from metarl_envs.mujoco.simulation import Simulation, Slots
 
 @dataclass(frozen=True, kw_only=True)
 class HumanoidDirection(Balancing):
-    """Gymnasium's Humanoid-v5 without contact forces. Paid is the velocity in the task's direction, `angle [N]`."""
+    """Gymnasium's Humanoid-v5 without contact forces. Paid is the velocity in the task's direction, `angle [N]` in radians.
+
+    Weights are v5's, which are those of Rakelly et al. (2019) but for the contacts. All directions are tasks, so
+    there is no `ood`.
+    """
 
     env_id: ClassVar[str] = "metarl/HumanoidDirection-v0"
     file: ClassVar[str] = "humanoid.xml"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from metarl_envs.family import Arrays, TaskFamily, check_at_least
+from metarl_envs.family import Arrays, TaskFamily, ascending, check_at_least
 from metarl_envs.mujoco.simulation import Rollouts, Simulation, load_model
 from metarl_envs.streams import Rows, Streams
 
@@ -29,8 +29,6 @@ class Locomotion(TaskFamily):
     render_modes: ClassVar[tuple[str, ...]] = ("rgb_array",)
     normal_velocities: ClassVar[bool] = True
     """Whether v5 starts with normal velocities; otherwise they are uniform."""
-    z_open: ClassVar[bool] = True
-    """Whether the bounds of `healthy_z_range` are themselves unhealthy."""
 
     ctrl_cost_weight: float
     """Cost per step of the sum of squared actions."""
@@ -48,8 +46,8 @@ class Locomotion(TaskFamily):
             check_at_least(name, getattr(self, name), 1)
         for name in ("ctrl_cost_weight", "reset_noise_scale"):
             check_at_least(name, getattr(self, name), 0)
-        if self.threads is not None:
-            check_at_least("threads", self.threads, 1)
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise ValueError(f"threads must be a whole number of at least 1, got {self.threads!r}")
 
     @cached_property
     def model(self) -> Any:
@@ -153,6 +151,12 @@ class Locomotion(TaskFamily):
         simulation = state["simulation"]
         return np.concatenate([simulation.qpos[:, self.position_size :], simulation.qvel], -1)
 
+    def check_drawing(self) -> None:
+        """Raise where nothing draws without a screen."""
+        from metarl_envs.mujoco.rendering import backend
+
+        backend()
+
     @property
     def render_fps(self) -> int:
         """Steps per second of the robot's time."""
@@ -184,10 +188,8 @@ class Balancing(Locomotion):
 
     def __post_init__(self):
         super().__post_init__()
-        low, high = self.healthy_z_range
-        if not low < high:
-            raise ValueError(f"healthy_z_range must be two numbers, the lower first, got {self.healthy_z_range}")
-        object.__setattr__(self, "healthy_z_range", (float(low), float(high)))
+        object.__setattr__(self, "healthy_z_range", ascending("healthy_z_range", self.healthy_z_range))
+        check_at_least("healthy_reward", self.healthy_reward, 0)
 
     def ends(self, healthy: np.ndarray) -> np.ndarray:
         """As `terminate_when_unhealthy` says."""

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from metarl_envs.family import Arrays, check_above
+from metarl_envs.family import Arrays, ascending, check_above
 from metarl_envs.mujoco.locomotion import Balancing
-from metarl_envs.mujoco.simulation import Simulation
+from metarl_envs.mujoco.simulation import Simulation, Slots
 
 MASS_BASE, DAMPING_BASE, FRICTION_BASE = 1.5, 1.3, 1.5
 
@@ -24,6 +24,7 @@ class RandomDynamics(Balancing):
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "ood")
+    simulation: ClassVar[type[Simulation]] = Slots  # with such masses the solver does mind where it starts
     normal_velocities: ClassVar[bool] = False
 
     healthy_reward: float = 1.0
@@ -38,10 +39,7 @@ class RandomDynamics(Balancing):
 
     def __post_init__(self):
         super().__post_init__()
-        low, high = self.healthy_angle_range
-        if not low < high:
-            raise ValueError(f"healthy_angle_range must be two numbers, the lower first, got {self.healthy_angle_range}")
-        object.__setattr__(self, "healthy_angle_range", (float(low), float(high)))
+        object.__setattr__(self, "healthy_angle_range", ascending("healthy_angle_range", self.healthy_angle_range))
         check_above("log_scale", self.log_scale, 0)
         check_above("ood_log_scale", self.ood_log_scale, self.log_scale)
 

@@ -35,13 +35,19 @@ def backend() -> str:
         gymnasium.error.DependencyNotInstalled: when none works.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
-    candidates = (chosen,) if chosen else _BACKENDS.get(platform.system(), ("glfw",))
+    if chosen in ("disable", "disabled", "off", "false", "0"):
+        raise gym.error.DependencyNotInstalled(f"drawing is switched off by MUJOCO_GL={chosen}")
+    automatic = chosen in ("", "enable", "enabled", "on", "true", "1")
+    candidates = _BACKENDS.get(platform.system(), ("glfw",)) if automatic else (chosen,)
     said = []
     for name in candidates:
         environment = {**os.environ, "MUJOCO_GL": name, "PYOPENGL_PLATFORM": name if name in ("egl", "osmesa") else ""}
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE.format(name)], env=environment, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, "-c", _PROBE.format(name)]
+        try:
+            probe = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            said.append(f"{name} (no answer in a minute)")
+            continue
         if probe.returncode == 0:
             return name
         said.append(f"{name} ({(probe.stderr.strip() or 'it crashed').splitlines()[-1]})")
@@ -63,7 +69,7 @@ class Camera:
     def __init__(self, file: str, from_above: bool, width: int, height: int):
         name = backend()
         if name in ("egl", "osmesa"):
-            os.environ.setdefault("PYOPENGL_PLATFORM", name)
+            os.environ["PYOPENGL_PLATFORM"] = name
         self.model = load_model(file)
         visual = self.model.vis.global_
         visual.offwidth, visual.offheight = max(visual.offwidth, width), max(visual.offheight, height)

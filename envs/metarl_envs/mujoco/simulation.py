@@ -2,8 +2,10 @@
 
 Two ways, with one face. `Rollouts` advances all slots in one call of `mujoco.rollout`: the fastest, where positions and
 velocities say everything. `Slots` keeps an `MjData` per slot, which is what Gymnasium's environments have: needed where
-rewards or observations read what MuJoCo leaves in there (positions of bodies are those before a step's last stage), or
-where the solver stops early (PGS), so that its result depends on where it started.
+rewards or observations read what MuJoCo leaves in there (positions of bodies are those before a step's last stage), and
+where what the solver finds depends on where it starts, which a rollout forgets.
+
+Environments are drawn and stepped in the thread that made them. They may be copied, pickled and taken into other processes.
 """
 
 import copy
@@ -24,9 +26,12 @@ try:
     from mujoco import rollout
 except ImportError as error:
     raise gym.error.DependencyNotInstalled("MuJoCo is not installed: pip install 'metarl-toolkit[mujoco]'") from error
+except RuntimeError as error:  # what MUJOCO_GL says is not understood
+    raise gym.error.DependencyNotInstalled(f"MuJoCo cannot be loaded: {error}") from error
 
 logger = logging.getLogger(__name__)
 
+_left_behind: list[dict[str, Any]] = []
 _ASSETS = Path(gym.__file__).parent / "envs" / "mujoco" / "assets"
 
 
@@ -102,6 +107,13 @@ class Simulation:
     def _start(self) -> None:
         """Make what cannot be copied: scratch memory and threads."""
         self._scratch = mujoco.MjData(self.model)
+        self._process = os.getpid()
+
+    def _ensure_threads(self) -> None:
+        """Threads do not follow into a forked process. What waits for them to end would wait for ever, so it is kept."""
+        if self._process != os.getpid():
+            _left_behind.append({name: value for name, value in vars(self).items() if name.startswith("_")})
+            self._start()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -112,7 +124,10 @@ class Simulation:
 
 
 class Rollouts(Simulation):
-    """All slots in one call of `mujoco.rollout`: nothing but positions and velocities goes from step to step."""
+    """All slots in one call of `mujoco.rollout`: nothing but positions and velocities goes from step to step.
+
+    A slot whose physics becomes unstable is not put back within the step, as `mj_step` would, but with the next one.
+    """
 
     def __init__(self, model: "mujoco.MjModel", num_slots: int, frame_skip: int, threads: int | None = None):
         size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
@@ -140,6 +155,7 @@ class Rollouts(Simulation):
 
     def step(self, controls: np.ndarray) -> None:
         """As in `Simulation`."""
+        self._ensure_threads()
         self._controls[:] = controls[:, None]
         self._rollout.rollout(
             self.models,
@@ -163,10 +179,22 @@ class Slots(Simulation):
     def __init__(self, model: "mujoco.MjModel", num_slots: int, frame_skip: int, threads: int | None = None):
         self.data = [mujoco.MjData(model) for _ in range(num_slots)]
         super().__init__(model, num_slots, frame_skip, threads)
+        self._update()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        slots = zip(self.models, state.pop("data"), strict=True)
+        return {**state, "states": np.array([_state_of(model, data) for model, data in slots])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        states = state.pop("states")
+        self.data = [mujoco.MjData(model) for model in state["models"]]
+        for model, data, row in zip(state["models"], self.data, states, strict=True):
+            mujoco.mj_setState(model, data, row, mujoco.mjtState.mjSTATE_INTEGRATION)
+        super().__setstate__(state)
 
     def _start(self) -> None:
         super()._start()
-        self.qpos, self.qvel = self.read("qpos"), self.read("qvel")
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mujoco")
         self._parts = [slice(p[0], p[-1] + 1) for p in np.array_split(np.arange(len(self.data)), self.threads)]
         self._inputs = [data.ctrl for data in self.data]
@@ -182,6 +210,7 @@ class Slots(Simulation):
 
     def step(self, controls: np.ndarray) -> None:
         """As in `Simulation`."""
+        self._ensure_threads()
         if self.threads == 1:
             self._advance(self._parts[0], controls)
         else:
@@ -204,3 +233,10 @@ class Slots(Simulation):
     def close(self) -> None:
         """As in `Simulation`."""
         self._pool.shutdown()
+
+
+def _state_of(model: "mujoco.MjModel", data: "mujoco.MjData") -> np.ndarray:
+    """All that decides how a slot goes on, the solver's start included."""
+    state = np.zeros(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return state
