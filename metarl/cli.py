@@ -233,7 +233,7 @@ def resume(args: list[str]) -> None:
 
     progress = _progress(options)
     model = training.resume(options.run, callback=progress, progress_bar=options.progress_bar)
-    if progress.model is not None:  # there was something left to do
+    if hasattr(progress, "start"):  # there was something left to do
         print(progress.summary())
     print(f"Done, at step {model.num_timesteps:,}. See how it adapts: metarl evaluate {options.run}")
 

@@ -63,7 +63,7 @@ class TrainingConfig:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of the family."""
     policy: str | None = None
-    """For rl2 LstmPolicy, GruPolicy or MlpPolicy, which has no memory; for maml MlpPolicy. By default the first."""
+    """Name of the policy, of its memory core for rl2 (MlpPolicy has no memory); for maml MlpPolicy. By default the first."""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the policy; rl2: core_size, encoder, skip, heads, core_kwargs; maml: hidden, log_std_init."""
     total_timesteps: int = 1_000_000

@@ -103,12 +103,24 @@ class RL2Config:
 
 
 class RL2PPO(MetaAlgorithm):
-    """RL² with PPO. `LstmPolicy`, `GruPolicy`; `MlpPolicy` is the same without a memory."""
+    """RL² with PPO. A policy for every memory core; `MlpPolicy` is the one without a memory."""
 
     config_class = RL2Config
     config: RL2Config
     policy: TrialPolicy
-    policy_aliases: ClassVar[dict[str, Any]] = {"LstmPolicy": "lstm", "GruPolicy": "gru", "MlpPolicy": "identity"}
+    policy_aliases: ClassVar[dict[str, Any]] = {
+        "LstmPolicy": "lstm",
+        "GruPolicy": "gru",
+        "MlpPolicy": "identity",
+        "MinGruPolicy": "min_gru",
+        "NtmPolicy": "ntm",
+        "MannPolicy": "mann",
+        "DncPolicy": "dnc",
+        "EpisodicPolicy": "episodic",
+        "SnailPolicy": "snail",
+        "GtrxlPolicy": "gtrxl",
+        "KeyValuePolicy": "key_value",
+    }
 
     def _make_policy(self) -> TrialPolicy:
         core = self.policy_class if isinstance(self.policy_class, str) else None

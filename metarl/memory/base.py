@@ -48,6 +48,10 @@ class MemoryCore(nn.Module):
         """
         raise NotImplementedError
 
+    def restart(self, state: State, rows: Tensor) -> State:
+        """`state` with `rows [B]` (bool) as at the start of a trial: cleared, unless a core keeps something beyond it."""
+        return clear(state, self.initial_state(len(rows)), rows)
+
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
         """What a step on `x [B, input_size]` from `state` does with the memory, to be drawn: names and values `[B, K]`.
@@ -56,6 +60,14 @@ class MemoryCore(nn.Module):
         """
         state = self.step(x, state)[1]
         return {"state": torch.cat(state, -1)} if state else {}
+
+
+def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
+    """`value` if it is an integer from `least` to `most`, else a `ValueError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        bound = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be an integer {bound}, got {value!r}")
+    return value
 
 
 def check_span(span: float) -> float:
@@ -72,12 +84,11 @@ def clear(state: State, fresh: State, rows: Tensor) -> State:
 
 def scan_by_steps(core: MemoryCore, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
     """`core.scan` as a loop over `core.step`, for cores that cannot do better."""
-    fresh = core.initial_state(x.shape[1])
     some = [False] * len(x) if reset is None else reset.any(1).tolist()
     outputs = []
     for t, cleared in enumerate(some):
         if cleared:
-            state = clear(state, fresh, reset[t])
+            state = core.restart(state, reset[t])
         y, state = core.step(x[t], state)
         outputs.append(y)
     return torch.stack(outputs), state

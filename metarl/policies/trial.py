@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from metarl.distributions import make_head
-from metarl.memory import CORES, State, clear
+from metarl.memory import CORES, State
 from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, mlp, preprocess
 from metarl.trials import TensorObs
 
@@ -173,7 +173,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
     def forget(self, memory: Memory, rows: np.ndarray) -> Memory:
         """The memory with `rows [B]` (bool) as at the start of a trial."""
         keep = torch.as_tensor(~rows, device=self.device)
-        core = clear(memory.core, self.core.initial_state(len(rows)), ~keep)
+        core = self.core.restart(memory.core, ~keep)
         return memory._replace(core=core, started=memory.started * keep)
 
     def value_if_it_went_on(self, observations: TensorObs, memory: Memory) -> Tensor:

@@ -41,7 +41,7 @@ ENVS = {
     "drift": ("metarl/Context-v0", dict(env="test/Drift-v0", ranges={"drift": (-1, 1)}, num_episodes=3)),
 }
 CONSTANT = dict(learning_rate=1e-3, final_learning_rate=1e-3, entropy_coef=0.01, final_entropy_coef=0.01)
-POLICIES = list(RL2PPO.policy_aliases)
+POLICIES = ["LstmPolicy", "GruPolicy", "MlpPolicy"]
 
 
 def make(policy="LstmPolicy", env="bandit", seed=0, **kwargs):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metarl.memory import CORES, clear
+from metarl.memory.base import check_count
 
 T, B, INPUT, SIZE = 13, 70, 5, 8  # B spans several chunks of rows
 
@@ -146,3 +147,9 @@ def test_state_can_be_saved_and_cut(name, tmp_path):
     torch.testing.assert_close(rest, y[7:], atol=1e-6, rtol=1e-5)
     for s, s_twin in zip(end, rest_end, strict=True):
         torch.testing.assert_close(s, s_twin, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [1, 0, -3, 9, 2.0, True, "4", None])
+def test_counts_are_checked(value):
+    with pytest.raises(ValueError, match=f"places must be an integer from 2 to 8, got {value!r}"):
+        check_count("places", value, least=2, most=8)

@@ -11,7 +11,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl import cli
-from metarl.algorithms.rl2 import RL2PPO
 from metarl.checkpoint import CheckpointError
 from metarl.config import TrainingConfig
 from metarl.training import Interrupted, resume, train
@@ -64,7 +63,7 @@ def step_of(folder):
 
 
 @pytest.mark.parametrize("env", ENVS)
-@pytest.mark.parametrize("policy", RL2PPO.policy_aliases)
+@pytest.mark.parametrize("policy", ["LstmPolicy", "GruPolicy", "MlpPolicy"])
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, env, policy, capfd):
     train(config(env, policy=policy), tmp_path / "whole", progress_bar=False)
     with pytest.raises(Interrupted, match=r"stopped and saved at step [\d,]+ of 240: go on with `metarl resume .*parts`"):
