@@ -10,6 +10,7 @@ the README's tables.
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import platform
 import sys
@@ -78,7 +79,7 @@ def write_rows(path: Path, name: str, script: str, rows: dict[int, dict]) -> Non
         "command": f"python experiments/{script} {name} --seeds {' '.join(map(str, sorted(rows)))}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **({"mujoco": sys.modules["mujoco"].__version__} if "mujoco" in sys.modules else {}),
+        **({"mujoco": importlib.metadata.version("mujoco")} if "mujoco" in sys.modules else {}),
         "seeds": [rows[seed] for seed in sorted(rows)],
     }
     path.parent.mkdir(exist_ok=True)
