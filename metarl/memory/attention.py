@@ -14,10 +14,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarl.memory.base import State, clear
+from metarl.memory.base import MemoryCore, State, clear
 
 QUERIES_AT_ONCE = 128
 """Long sequences are attended to in spans of so many steps, so that time and memory grow with `T`, not its square."""
+
+
+class WindowCore(MemoryCore):
+    """A core that sees a window of steps: one function runs it over many steps in parallel, and over a single one."""
+
+    @property
+    def places(self) -> int:
+        """Past steps in the window: places of its caches."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step; its cost does not depend on how many went before."""
+        y, state, _ = self._run(x[:, None], state, None, self.places)
+        return y[:, 0], state
+
+    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps in parallel."""
+        state, reset = settle(state, self.initial_state(x.shape[1]), reset)
+        y, state, _ = self._run(x.transpose(0, 1).contiguous(), state, reset, int(state[0].max()))
+        return y.transpose(0, 1).contiguous(), state
+
+    def weights(self, x: Tensor, state: State) -> list[Tensor]:
+        """What each attention of a step on `x` from `state` looks at, `[B, H, 1, W]`, oldest first."""
+        return self._run(x[:, None], state, None, self.places)[2]
+
+    def _run(self, x: Tensor, state: State, reset: Tensor | None, used: int) -> tuple[Tensor, State, list[Tensor]]:
+        """`x [B, T, I]` to `y [B, T, O]`, the next state and the weights, reading `used` places of the caches."""
+        raise NotImplementedError
 
 
 class Span(NamedTuple):

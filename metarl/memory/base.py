@@ -82,6 +82,13 @@ def clear(state: State, fresh: State, rows: Tensor) -> State:
     return tuple(torch.where(rows.view(-1, *[1] * (s.dim() - 1)), f, s) for s, f in zip(state, fresh, strict=True))
 
 
+def name_heads(name: str, weights: Tensor) -> dict[str, Tensor]:
+    """Weights `[B, H, N]` by head: `name`, or `name 1`, `name 2` and so on."""
+    if weights.shape[1] == 1:
+        return {name: weights[:, 0]}
+    return {f"{name} {head + 1}": w for head, w in enumerate(weights.unbind(1))}
+
+
 def scan_by_steps(core: MemoryCore, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
     """`core.scan` as a loop over `core.step`, for cores that cannot do better."""
     some = [False] * len(x) if reset is None else reset.any(1).tolist()

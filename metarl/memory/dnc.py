@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.memory.base import SPAN, MemoryCore, State, check_count, scan_by_steps
+from metarl.memory.base import SPAN, MemoryCore, State, check_count, name_heads, scan_by_steps
 from metarl.memory.lstm import LSTMCore
 
 EPSILON = 1e-6
@@ -115,9 +115,7 @@ class DNCCore(MemoryCore):
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
         """Weights over slots `[B, num_slots]`: "write", and "read" or "read 1", "read 2", ..."""
         *_, write, read, _ = self.step(x, state)[1]
-        if self.num_reads == 1:
-            return {"write": write, "read": read[:, 0]}
-        return {"write": write} | {f"read {k + 1}": read[:, k] for k in range(self.num_reads)}
+        return {"write": write} | name_heads("read", read)
 
     def _commands(self, h: Tensor) -> tuple[Tensor, ...]:
         """What the controller asks of the memory, in the order of the class's description, within its bounds."""

@@ -14,11 +14,11 @@ Departures from the papers:
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.attention import Span, attend, extend, keep, plan, settle, steps_before
-from metarl.memory.base import MemoryCore, State, check_count
+from metarl.memory.attention import Span, WindowCore, attend, extend, keep, plan, steps_before
+from metarl.memory.base import State, check_count
 
 
-class GTrXLCore(MemoryCore):
+class GTrXLCore(WindowCore):
     """A transformer over a sliding window of steps, with gates in place of residual connections.
 
     After a linear embedding, each layer is `u = gate(x, relu(attention(norm(x))))`,
@@ -75,21 +75,15 @@ class GTrXLCore(MemoryCore):
         caches = (new_zeros(shape) for _ in self.layers)
         return new_zeros(batch_size, 1), *caches
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step; its cost does not depend on how many went before."""
-        y, state, _ = self._run(x[:, None], state, None, self.context)
-        return y[:, 0], state
-
-    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """All steps in parallel."""
-        state, reset = settle(state, self.initial_state(x.shape[1]), reset)
-        y, state, _ = self._run(x.transpose(0, 1).contiguous(), state, reset, int(state[0].max()))
-        return y.transpose(0, 1).contiguous(), state
+    @property
+    def places(self) -> int:
+        """Past steps in the window."""
+        return self.context
 
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
         """Each head's weights over the window `[B, context + 1]`, oldest step first, the present one last."""
-        weights = self._run(x[:, None], state, None, self.context)[2]
+        weights = self.weights(x, state)
         return {
             f"layer {i} head {j}": head[:, 0]
             for i, layer in enumerate(weights, 1)

@@ -11,11 +11,11 @@ Departures from the paper:
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.attention import attend, extend, keep, plan, settle, steps_before
-from metarl.memory.base import MemoryCore, State, check_count
+from metarl.memory.attention import WindowCore, attend, extend, keep, plan, steps_before
+from metarl.memory.base import State, check_count
 
 
-class KeyValueCore(MemoryCore):
+class KeyValueCore(WindowCore):
     """A window of keys and values, one of each per step, read by content and age in several hops.
 
     Step `j` writes the key `A x_j` and the value `C x_j`, `[output_size]` each. The question of step `t` starts as
@@ -52,21 +52,15 @@ class KeyValueCore(MemoryCore):
         new_zeros = self.output.weight.new_zeros
         return new_zeros(batch_size, 1), new_zeros(batch_size, self.num_slots - 1, 2 * self.output_size)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step; its cost does not depend on how many went before."""
-        y, state, _ = self._run(x[:, None], state, None, self.num_slots - 1)
-        return y[:, 0], state
-
-    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """All steps in parallel."""
-        state, reset = settle(state, self.initial_state(x.shape[1]), reset)
-        y, state, _ = self._run(x.transpose(0, 1).contiguous(), state, reset, int(state[0].max()))
-        return y.transpose(0, 1).contiguous(), state
+    @property
+    def places(self) -> int:
+        """Past steps in the window."""
+        return self.num_slots - 1
 
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
         """Each hop's weights over the memory `[B, num_slots]`, oldest step first, the present one last."""
-        weights = self._run(x[:, None], state, None, self.num_slots - 1)[2]
+        weights = self.weights(x, state)
         return {f"hop {i}": w[:, 0, 0] for i, w in enumerate(weights, 1)}
 
     def _run(self, x: Tensor, state: State, reset: Tensor | None, used: int) -> tuple[Tensor, State, list[Tensor]]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from metarl.memory.base import MemoryCore, State, check_count, scan_by_steps
-from metarl.memory.ntm import EMPTY, control, controller, cosine, name_heads
+from metarl.memory.base import MemoryCore, State, check_count, name_heads, scan_by_steps
+from metarl.memory.ntm import EMPTY, control, controller, cosine
 
 FIRST_USAGE = 0.01
 """Of the last slot, at the start."""

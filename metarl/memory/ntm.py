@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.memory.base import MemoryCore, State, check_count, scan_by_steps
+from metarl.memory.base import MemoryCore, State, check_count, name_heads, scan_by_steps
 
 EMPTY = 1e-6
 """What every cell of the memory holds at the start."""
@@ -156,10 +156,3 @@ def control(cell: nn.LSTMCell, x: Tensor, reads: Tensor, h: Tensor, c: Tensor) -
     """The controller's step on the input and on the vectors read last, `[B, R, W]`."""
     x = torch.cat([x, reads.flatten(1)], 1)
     return torch.lstm_cell(x, (h, c), cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-
-
-def name_heads(name: str, weights: Tensor) -> dict[str, Tensor]:
-    """Weights `[B, H, N]` by head: `name`, or `name 1`, `name 2` and so on."""
-    if weights.shape[1] == 1:
-        return {name: weights[:, 0]}
-    return {f"{name} {head + 1}": w for head, w in enumerate(weights.unbind(1))}

@@ -11,11 +11,11 @@ Departures from the paper:
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.attention import attend, extend, keep, plan, settle, steps_before
-from metarl.memory.base import MemoryCore, State, check_count
+from metarl.memory.attention import WindowCore, attend, extend, keep, plan, steps_before
+from metarl.memory.base import State, check_count
 
 
-class SNAILCore(MemoryCore):
+class SNAILCore(WindowCore):
     """Dense blocks of dilated causal convolutions, alternating with causal attention; a linear layer at the end.
 
     A convolution with dilation `d` gives `a_t = tanh(f) sigmoid(g)`, `(f, g) = W x_t + V x_{t-d} + b`, and its block goes on
@@ -78,21 +78,15 @@ class SNAILCore(MemoryCore):
             state.append(new_zeros(batch_size, self.context - 1, self.key_size + self.value_size))
         return tuple(state)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step; its cost does not depend on how many went before."""
-        y, state, _ = self._run(x[:, None], state, None, self.context - 1)
-        return y[:, 0], state
-
-    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """All steps in parallel."""
-        state, reset = settle(state, self.initial_state(x.shape[1]), reset)
-        y, state, _ = self._run(x.transpose(0, 1).contiguous(), state, reset, int(state[0].max()))
-        return y.transpose(0, 1).contiguous(), state
+    @property
+    def places(self) -> int:
+        """Past steps in the window."""
+        return self.context - 1
 
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
         """Each attention's weights over the context `[B, context]`, oldest step first, the present one last."""
-        weights = self._run(x[:, None], state, None, self.context - 1)[2]
+        weights = self.weights(x, state)
         return {f"attention {i}": w[:, 0, 0] for i, w in enumerate(weights, 1)}
 
     def _run(self, x: Tensor, state: State, reset: Tensor | None, used: int) -> tuple[Tensor, State, list[Tensor]]:
