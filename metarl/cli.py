@@ -244,10 +244,11 @@ def resume(args: list[str]) -> None:
 def evaluate(args: list[str]) -> None:
     """Measure on new tasks how a run adapts, beside classical players; write table, picture and report."""
     from metarl.config import EvaluationConfig
+    from metarl.evaluation.remembering import check_memory
     from metarl.evaluation.report import text_table
     from metarl.evaluation.video import check_drawable
     from metarl.run_folder import RunFolder
-    from metarl.training import curve_file, evaluate_run, film_run, run_config
+    from metarl.training import curve_file, evaluate_run, film_run, load_run, run_config, show_memory
 
     @dataclass(frozen=True, kw_only=True)
     class EvaluateOptions(EvaluationConfig):
@@ -261,6 +262,8 @@ def evaluate(args: list[str]) -> None:
         """The run folder."""
         video: bool = False
         """Film the first and last episodes of three tasks too: adaptation.mp4 (or .gif), where the family draws pictures."""
+        show_memory: bool = False
+        """Draw what the memory reads and writes in one trial, and how far back it reaches, too: adaptation_memory.png."""
         progress_bar: bool = True
         """Show a progress bar."""
 
@@ -272,14 +275,19 @@ def evaluate(args: list[str]) -> None:
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluationConfig)}
     if options.video:
         check_drawable(config.family)  # before the work
+    if options.show_memory:
+        check_memory(load_run(run).player())
     curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
     print(f"\n{curve.label}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
-    if (by_update := curve.updates_rows()) is not None:
-        print(f"{text_table(*by_update)}\n")
+    for table in curve.further_tables():
+        print(f"{text_table(*table)}\n")
     file = curve_file(run, options.split, options.deterministic)
+    chosen = {name: settings[name] for name in ("split", "deterministic", "episodes", "seed")}
     if options.video:
-        chosen = {name: settings[name] for name in ("split", "deterministic", "episodes", "seed")}
         print(f"Video:   {film_run(run, **chosen)}")
+    if options.show_memory:
+        picture, reach = show_memory(run, **chosen)
+        print(f"Memory:  {picture}, effective length {reach.length} step{'s' if reach.length > 1 else ''}")
     print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
 
 

@@ -22,7 +22,19 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.checkpoint import CheckpointStore, write_atomically
 from metarl.config import TrainingConfig
-from metarl.evaluation import AdaptationCurve, Comparison, compare, evaluate, film_trials, write_report
+from metarl.evaluation import (
+    AdaptationCurve,
+    Comparison,
+    Reach,
+    compare,
+    evaluate,
+    film_trials,
+    plot_memory,
+    plot_recall,
+    reach,
+    remember,
+    write_report,
+)
 from metarl.interrupts import StopOnInterrupt, graceful_interrupts
 from metarl.run_folder import RunFolder, RunFolderError
 
@@ -98,7 +110,8 @@ def run_config(run: RunFolder) -> TrainingConfig:
 def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: Any) -> AdaptationCurve:
     """Evaluate a run, and leave what was found in its folder.
 
-    Writes `adaptation.csv`, `adaptation.png` and `adaptation.npz` (for `compare`), named `adaptation_ood.csv` and so on
+    Writes `adaptation.csv`, `adaptation.png` and `adaptation.npz` (for `compare`), where situations come back also
+    `adaptation_recall.png`; named `adaptation_ood.csv` and so on
     for splits other than `test` and `adaptation_deterministic.csv` for likeliest actions, and `report.html` on all splits
     that were so evaluated at this point of training.
 
@@ -129,10 +142,34 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     curve.save_npz(path)
     curve.save_csv(path.with_suffix(".csv"))
     curve.plot(path.with_suffix(".png"))
+    if curve.by_occurrence is not None:
+        plot_recall(curve, path.with_name(f"{path.stem}_recall.png"))
     shown = {c.split: c for c in (curve, *others) if c.training_steps == curve.training_steps}
     facts = {"actions": "the likeliest" if settings.deterministic else "sampled", "training time": _training_time(run)}
     write_report(run.report, shown, title=f"{curve.name}: {run.path.name}", config=run.config, facts=facts)
     return curve
+
+
+def show_memory(
+    folder: str | Path, *, split: str, deterministic: bool = False, episodes: int | None = None, seed: int = 0
+) -> tuple[Path, Reach]:
+    """Draw what a run's memory does in one trial; returns the picture in its folder, and how far back the memory reaches.
+
+    The latter is measured on 64 tasks.
+
+    Raises:
+        ValueError: when the agent does not adapt by a memory.
+    """
+    model = load_run(folder)
+    episodes = model.episodes_in(model.family) if episodes is None else episodes
+    tasks = model.family.sample(64, split, np.random.default_rng(seed))
+    player = model.player(deterministic=deterministic)
+    (trial,) = remember(player, model.family, tasks[:1], episodes=episodes, seed=seed)
+    how_far = reach(player, model.family, tasks, episodes=episodes, seed=seed)
+    path = curve_file(folder, split, deterministic)
+    path = path.with_name(f"{path.stem}_memory.png")
+    plot_memory(trial, how_far, path, title=f"{player.name} on {model.family.label}, one {split} task")
+    return path, how_far
 
 
 def film_run(

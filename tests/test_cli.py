@@ -197,6 +197,19 @@ def test_evaluate_prints_the_table_and_names_the_files(metarl, run):
     assert len((run / "adaptation_ood.csv").read_text().splitlines()) == 3
 
 
+def test_evaluate_draws_the_memory_and_what_it_recalls(metarl, tmp_path):
+    sizes = ["--env.num-contexts", "2", "--env.num-occurrences", "3", "--env.num-pulls", "2", "--num-envs", "4"]
+    env = ["--env", "metarl/BarcodeBandit-v0", *sizes, "--total-timesteps", "48", "--out", tmp_path]
+    assert metarl("train", "rl2", *env, "--policy", "EpisodicPolicy", "--policy-kwargs", "{core_size: 8}", *QUIET)[0] == 0
+    code, output, errors = metarl("evaluate", tmp_path, "--num-tasks", "30", "--show-memory", *QUIET)
+    assert (code, errors) == (0, "")
+    assert re.search(r"Memory: .*adaptation_memory.png, effective length \d+ steps?\n", output)
+    assert re.search(r"return per episode, by occurrence +1 +2 +3\n", output)
+    assert (tmp_path / "adaptation_memory.png").exists()
+    assert (tmp_path / "adaptation_recall.png").exists()
+    assert "by how often its situation came before" in (tmp_path / "report.html").read_text()
+
+
 def test_adapt_shows_every_episode_on_a_task_of_the_family(metarl, run):
     code, output, _ = metarl("adapt", run, "--seed", "3", "--episodes", "4")
     assert code == 0
@@ -292,6 +305,8 @@ def test_a_run_of_maml_from_training_to_export(metarl, run, tmp_path):
     assert "gradient_steps must be left out" in metarl("adapt", run, "--gradient-steps", "1")[2]
     assert "only agents that adapt by gradient steps can be exported" in metarl("adapt", run, "--export", "x")[2]
     assert "deterministic must be False" in metarl("evaluate", folder, "--deterministic", *QUIET)[2]
+    message = "show_memory must be off: MAML does not adapt by a memory"
+    assert message in metarl("evaluate", folder, "--show-memory", *QUIET)[2]
 
 
 @pytest.mark.parametrize("evaluated", [False, True])

@@ -82,6 +82,17 @@ def test_scan_equals_acting_with_layers_around_the_core(skip):
     assert_equal_to_acting(policy, collect(family, policy))
 
 
+def test_part_of_the_input_reaches_the_core_as_it_is():
+    family = clock()
+    policy = make_policy(family, encoder=(7,), bypass=(0, 2))
+    assert policy.core.input_size == 9
+    inputs = torch.randn(3, policy.encoder[0].in_features)
+    torch.testing.assert_close(policy.encode(inputs), torch.cat([inputs[:, :2], policy.encoder(inputs)], 1))
+    assert_equal_to_acting(policy, collect(family, policy))
+    with pytest.raises(ValueError, match=r"bypass must be \(start, stop\) with 0 <= start < stop <= \d+, got \(2, 2\)"):
+        make_policy(family, bypass=(2, 2))
+
+
 def test_scan_in_half_precision_is_near_acting():
     family = clock()
     policy = make_policy(family, core_kwargs={"bfloat16": True})

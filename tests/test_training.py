@@ -62,7 +62,8 @@ def test_a_resolved_config_says_what_defaults_came_to():
         "minibatches": 1,
     }
     core_kwargs = {"span": 100.0, "bfloat16": False}
-    assert made.policy_kwargs == {"core_size": 8, "core_kwargs": core_kwargs, "encoder": [8], "skip": True, "heads": []}
+    layers = {"encoder": [8], "bypass": None, "skip": True, "heads": []}
+    assert made.policy_kwargs == {"core_size": 8, "core_kwargs": core_kwargs, **layers}
     assert made.resolved() == made
     maml = TrainingConfig(algorithm="maml", env=BANDIT["env"]).resolved()
     assert maml.policy_kwargs == {"hidden": [64, 64], "log_std_init": -0.5}

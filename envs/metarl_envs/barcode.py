@@ -112,10 +112,10 @@ class BarcodeBandit(TaskFamily):
     def _context(self, tasks: Arrays, state: Arrays) -> np.ndarray:
         return tasks["order"][np.arange(len(state["episode"])), state["episode"]]
 
-    def occurrences(self, tasks: TaskSet) -> np.ndarray:
+    def occurrences(self, tasks: TaskSet, episodes: int) -> np.ndarray:
         """How often the bandit of each episode came before `[N, episodes]`, from 0."""
-        order = tasks.params["order"]
-        return np.stack([(order[:, :e] == order[:, e : e + 1]).sum(1) for e in range(order.shape[1])], 1)
+        order = np.take(tasks.params["order"], np.arange(episodes) % self.episodes_per_trial, axis=1)
+        return np.stack([(order[:, :e] == order[:, e : e + 1]).sum(1) for e in range(episodes)], 1)
 
     def ceiling(self, tasks: TaskSet) -> np.ndarray:
         """The best arm from the first pull on."""

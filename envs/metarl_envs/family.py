@@ -178,6 +178,10 @@ class TaskFamily:
         """Expected return of one episode `[N]` for the best player that knows the task; None where not computable."""
         return None
 
+    def occurrences(self, tasks: TaskSet, episodes: int) -> np.ndarray | None:
+        """How often the situation of each episode came before in its trial `[N, episodes]`; None where none comes back."""
+        return None
+
     # -- what every family shares --------------------------------------------------------------------------------
 
     @property

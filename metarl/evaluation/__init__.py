@@ -2,9 +2,11 @@
 
 from metarl.evaluation.adaptation import AdaptationCurve, evaluate
 from metarl.evaluation.compare import Comparison, compare
+from metarl.evaluation.memory_plots import plot_memory
 from metarl.evaluation.play import play_trials
-from metarl.evaluation.plots import plot_adaptation, plot_splits
+from metarl.evaluation.plots import plot_adaptation, plot_recall, plot_splits
 from metarl.evaluation.references import RandomPlayer, reference_players
+from metarl.evaluation.remembering import Reach, Remembered, reach, remember
 from metarl.evaluation.report import write_report
 from metarl.evaluation.statistics import Estimate, estimate, interquartile_mean, paired_difference
 from metarl.evaluation.video import film_trials
@@ -14,6 +16,8 @@ __all__ = [
     "Comparison",
     "Estimate",
     "RandomPlayer",
+    "Reach",
+    "Remembered",
     "compare",
     "estimate",
     "evaluate",
@@ -22,7 +26,11 @@ __all__ = [
     "paired_difference",
     "play_trials",
     "plot_adaptation",
+    "plot_memory",
+    "plot_recall",
     "plot_splits",
+    "reach",
     "reference_players",
+    "remember",
     "write_report",
 ]

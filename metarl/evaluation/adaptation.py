@@ -60,6 +60,8 @@ class AdaptationCurve:
     """Episodes between two gradient steps of the player, if it adapts by such."""
     ceiling: np.ndarray | None = None
     """Expected return of one episode for a player that knows the task, `[N]`, where that can be computed."""
+    occurrences: np.ndarray | None = None
+    """How often the situation of each episode came before in its trial, `[N, E]`, in families where situations come back."""
     references: tuple["AdaptationCurve", ...] = ()
     """What other players scored on the same tasks, or on the first of them."""
 
@@ -129,6 +131,19 @@ class AdaptationCurve:
         return estimate(np.column_stack(stages))
 
     @cached_property
+    def by_occurrence(self) -> Estimate | None:
+        """Mean return of an episode whose situation comes for the first, second ... time, arrays `[K]`.
+
+        As far as every task has such episodes; None where none comes back.
+        """
+        if self.occurrences is None:
+            return None
+        columns: list[np.ndarray] = []
+        while (among := self.occurrences == len(columns)).any(1).all():
+            columns.append((self.returns * among).sum(1) / among.sum(1))
+        return estimate(np.column_stack(columns))
+
+    @cached_property
     def gain(self) -> Estimate:
         """Mean return of the last episode above the first one's, task by task."""
         return paired_difference(self.returns[:, 0], self.returns[:, -1])
@@ -187,6 +202,10 @@ class AdaptationCurve:
                 row.append(f"{(score - floor) / (top - floor):.1%}")
         return header, rows
 
+    def further_tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Header and rows of the tables that only some players or families have: by gradient steps, and by occurrence."""
+        return [table for table in (self.updates_rows(), self.occurrence_rows()) if table is not None]
+
     def updates_rows(self) -> tuple[list[str], list[list[str]]] | None:
         """Header and rows of a table of `by_update`, as text; None for players that take no gradient steps."""
         if self.by_update is None:
@@ -194,6 +213,19 @@ class AdaptationCurve:
         stages = [Estimate(*parts) for parts in zip(*self.by_update, strict=True)]
         rows = [[str(step), show_estimate(stage, decimals(stages))] for step, stage in enumerate(stages)]
         return ["gradient steps", "return per episode"], rows
+
+    def occurrence_rows(self) -> tuple[list[str], list[list[str]]] | None:
+        """Header and rows of a table of `by_occurrence`, as text: a row per player; None where none comes back."""
+        if self.by_occurrence is None:
+            return None
+        curves = [self, *self.ranked_references]
+        stages = [[Estimate(*parts) for parts in zip(*curve.by_occurrence, strict=True)] for curve in curves]
+        digits = decimals(stages[0])
+        rows = [[c.name, *(show_estimate(e, digits) for e in row)] for c, row in zip(curves, stages, strict=True)]
+        if self.ceiling is not None:
+            known = show_estimate(estimate(self.ceiling), digits)
+            rows.append(["knows the task", *[known] * len(stages[0])])
+        return ["return per episode, by occurrence", *(str(k + 1) for k in range(len(stages[0])))], rows
 
     def _scale(self) -> tuple[str, float, float] | None:
         """Title, zero and full mark of the scale that returns per trial are also given on.
@@ -230,9 +262,10 @@ class AdaptationCurve:
         path = _prepared(Path(path).with_suffix(".npz"))
         curves = (self, *self.references)
         arrays = {f"returns_{i}": curve.returns for i, curve in enumerate(curves)}
-        arrays |= {f"ceiling_{i}": curve.ceiling for i, curve in enumerate(curves) if curve.ceiling is not None}
-        kept = [f.name for f in dataclasses.fields(self) if f.name not in ("returns", "ceiling", "references")]
-        header = [{name: getattr(curve, name) for name in kept} for curve in curves]
+        for name in ("ceiling", "occurrences"):
+            arrays |= {f"{name}_{i}": part for i, c in enumerate(curves) if (part := getattr(c, name)) is not None}
+        kept = {f.name for f in dataclasses.fields(self)} - {"returns", "ceiling", "occurrences", "references"}
+        header = [{name: getattr(curve, name) for name in sorted(kept)} for curve in curves]
         np.savez_compressed(path, header=np.array(json.dumps(header, default=dict)), **arrays)
         return path
 
@@ -243,7 +276,12 @@ class AdaptationCurve:
             with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = dict(file)
             curves = [
-                cls(returns=arrays[f"returns_{i}"], ceiling=arrays.get(f"ceiling_{i}"), **fields)
+                cls(
+                    returns=arrays[f"returns_{i}"],
+                    ceiling=arrays.get(f"ceiling_{i}"),
+                    occurrences=arrays.get(f"occurrences_{i}"),
+                    **fields,
+                )
                 for i, fields in enumerate(json.loads(str(arrays["header"])))
             ]
             return dataclasses.replace(curves[0], references=tuple(curves[1:]))
@@ -335,6 +373,7 @@ def evaluate(
                     training_steps=getattr(model, "num_timesteps", None) if who is player else None,
                     episodes_per_update=getattr(who, "episodes_per_update", None),
                     ceiling=family.ceiling(played),
+                    occurrences=family.occurrences(played, episodes),
                 )
             )
     return dataclasses.replace(curves[0], references=tuple(curves[1:]))

@@ -1,6 +1,7 @@
 """Pictures of adaptation curves, drawn with Matplotlib's objects (no pyplot, no global state)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,10 +89,10 @@ def plot_adaptation(
     curves = [curves] if hasattr(curves, "returns") else list(curves)
     names = [curve.name for curve in curves] if names is None else list(names)
     theme = DARK if dark else LIGHT
-    with _style(theme):
+    with style(theme):
         figure = Figure(figsize=(7.6, 4.4), dpi=160, layout="constrained")
         axes = figure.add_subplot()
-        lines = _lines(dict(zip(names, curves, strict=True)), statistic, theme)
+        lines = _lines(dict(zip(names, curves, strict=True)), attrgetter(statistic), theme)
         _draw(axes, lines, _ceiling(curves[0], statistic), theme)
         axes.set_ylabel(_label(statistic))
         axes.set_xlabel("episode in the trial")
@@ -100,7 +101,7 @@ def plot_adaptation(
             axes.axvline(step + 0.5, color=theme.grid, lw=0.8, zorder=0)
         _mark_first_episode(axes, [line for line in lines if line.is_agent], theme)
         _label_ends(axes, lines, _ceiling(curves[0], statistic), theme)
-        _write(figure, path)
+        write(figure, path)
     return figure
 
 
@@ -113,12 +114,12 @@ def plot_splits(
 ) -> Figure:
     """One agent's curves on several task sets side by side on one scale, such as `{"train": ..., "test": ...}`."""
     theme = DARK if dark else LIGHT
-    with _style(theme):
+    with style(theme):
         figure = Figure(figsize=(0.4 + 2.8 * len(curves), 3.7), dpi=160, layout="constrained")
         panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         legend = {}
         for axes, (title, curve) in zip(panels, curves.items(), strict=True):
-            lines = _lines({curve.name: curve}, statistic, theme)
+            lines = _lines({curve.name: curve}, attrgetter(statistic), theme)
             _draw(axes, lines, _ceiling(curve, statistic), theme, max_ticks=6)
             axes.set_title(title, loc="left", fontweight="bold")
             axes.set_title(f"{curve.num_tasks:,} tasks", loc="right", fontsize=8.5, color=theme.faint)
@@ -128,20 +129,52 @@ def plot_splits(
         panels[0].set_ylabel(_label(statistic))
         columns = min(len(legend), 1 + len(curves))
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, labelcolor=theme.ink)
-        _write(figure, path)
+        write(figure, path)
     return figure
 
 
-def _lines(curves: "Mapping[str, AdaptationCurve]", statistic: Statistic, theme: Theme) -> list[_Line]:
+def plot_recall(
+    curves: "AdaptationCurve | Sequence[AdaptationCurve]",
+    path: str | Path | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    dark: bool = False,
+) -> Figure:
+    """What an episode earns, by how often its situation came before, with 95 % intervals; arguments as `plot_adaptation`'s.
+
+    Raises:
+        ValueError: when nothing comes back in the curves' family.
+    """
+    curves = [curves] if hasattr(curves, "returns") else list(curves)
+    names = [curve.name for curve in curves] if names is None else list(names)
+    if any(curve.by_occurrence is None for curve in curves):
+        raise ValueError(f"recall cannot be shown: nothing comes back in {curves[0].label}")
+    theme = DARK if dark else LIGHT
+    with style(theme):
+        figure = Figure(figsize=(7.6, 4.2), dpi=160, layout="constrained")
+        axes = figure.add_subplot()
+        lines = _lines(dict(zip(names, curves, strict=True)), attrgetter("by_occurrence"), theme)
+        _draw(axes, lines, _ceiling(curves[0], "mean"), theme)
+        axes.set_ylabel(_label("mean"))
+        axes.set_xlabel("how often its situation has come, this time included")
+        axes.set_title(_subject(curves[0]), loc="left", fontsize=9, color=theme.faint, pad=10)
+        _label_ends(axes, lines, _ceiling(curves[0], "mean"), theme)
+        write(figure, path)
+    return figure
+
+
+def _lines(
+    curves: "Mapping[str, AdaptationCurve]", scores: "Callable[[AdaptationCurve], Estimate]", theme: Theme
+) -> list[_Line]:
     """References first, so that agents are drawn over them."""
     references = next((curve.references for curve in curves.values() if curve.references), ())
     lines = []
     for i, curve in enumerate(references):
         color, marker, dashes = _cycle(i, theme.references, _REFERENCE_MARKERS, _DASHES)
-        lines.append(_Line(curve.name, getattr(curve, statistic), color, marker, dashes, is_agent=False))
+        lines.append(_Line(curve.name, scores(curve), color, marker, dashes, is_agent=False))
     for i, (name, curve) in enumerate(curves.items()):
         color, marker = _cycle(i, theme.agents, _MARKERS)
-        lines.append(_Line(name, getattr(curve, statistic), color, marker, "solid", is_agent=True))
+        lines.append(_Line(name, scores(curve), color, marker, "solid", is_agent=True))
     return lines
 
 
@@ -273,13 +306,14 @@ def _subject(curve: "AdaptationCurve") -> str:
     return f"{curve.label}, {curve.split} tasks (n = {curve.num_tasks:,})"
 
 
-def _write(figure: Figure, path: str | Path | None) -> None:
+def write(figure: Figure, path: str | Path | None) -> None:
+    """Save the picture if there is a path, making its folder."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
 
-def _style(theme: Theme):
+def style(theme: Theme):
     """Settings for the figure being drawn; they end with the `with` block."""
     return matplotlib.rc_context(
         {

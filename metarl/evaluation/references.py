@@ -17,6 +17,7 @@ from metarl.evaluation.bandit_players import (
     OptimisticThompsonSampling,
     ThompsonSampling,
 )
+from metarl.evaluation.barcode_players import PerfectRecall
 from metarl.evaluation.bayes_optimal import BayesOptimal, bayes_optimal_value, count_states
 from metarl.evaluation.navigation_players import GridSearch, KnownGoalGrid, KnownGoalPoint, Trilateration
 from metarl.evaluation.play import play_trials
@@ -134,6 +135,7 @@ _PLAYERS: dict[str | None, Callable[[TaskFamily], list[Player]]] = {
     "tabular_mdp": _tabular_players,
     "grid_navigation": lambda family: [GridSearch(family)],
     "navigation": _navigation_players,
+    "barcode_bandit": lambda family: [PerfectRecall(family)],
 }
 
 _ORACLES: dict[str | None, Callable[[TaskFamily], Player]] = {

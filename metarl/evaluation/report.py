@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 import yaml
 
-from metarl.evaluation.plots import plot_adaptation, plot_splits
+from metarl.evaluation.plots import plot_adaptation, plot_recall, plot_splits
 from metarl.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -113,6 +113,9 @@ def write_report(
     named = {curves.split: curves} if hasattr(curves, "returns") else dict(curves)
     first = next(iter(named.values()))
     sections = [html_figure(lambda dark: plot_adaptation(first, dark=dark), _caption(first))]
+    if first.by_occurrence is not None:
+        caption = "What an episode earns, by how often its situation came before in the trial."
+        sections.append(html_figure(lambda dark: plot_recall(first, dark=dark), caption))
     if len(named) > 1:
         *others, last = named
         caption = f"{first.name} on {', '.join(others)} and {last} tasks, on one scale."
@@ -120,8 +123,7 @@ def write_report(
     for name, curve in named.items():
         heading = f"Scores on {name} tasks" if len(named) > 1 else "Scores"
         sections += [f"<h2>{html.escape(heading)}</h2>", html_table(*curve.table_rows())]
-        if (by_update := curve.updates_rows()) is not None:
-            sections.append(html_table(*by_update, emphasised=0))
+        sections += [html_table(*table, emphasised=0) for table in curve.further_tables()]
     scaled = any("random to" in title for curve in named.values() for title in curve.table_rows()[0])
     sections.append(f'<p class="note">{html.escape(_NOTE + _SCALE_NOTE * scaled)}</p>')
     sections += ["<h2>What was run</h2>", html_facts({**run_facts(first), **(facts or {})})]

@@ -1,7 +1,7 @@
 """The protocol of memory cores: what an agent keeps while time passes."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class MemoryCore(nn.Module):
         Weights over places in memory that are read or written; for cores without such places, the next state.
         """
         state = self.step(x, state)[1]
-        return {"state": torch.cat(state, -1)} if state else {}
+        return {"state" if len(state) == 1 else f"state {i}": part.flatten(1) for i, part in enumerate(state, 1)}
 
 
 def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
@@ -68,6 +68,14 @@ def check_count(name: str, value: int, most: int | None = None, least: int = 1) 
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be an integer {bound}, got {value!r}")
     return value
+
+
+def check_slice(name: str, ends: Sequence[int], size: int) -> slice:
+    """`ends = (start, stop)` as a slice of `size` features, else a `ValueError`."""
+    whole = isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) is int for end in ends)
+    if not whole or not 0 <= ends[0] < ends[1] <= size:
+        raise ValueError(f"{name} must be (start, stop) with 0 <= start < stop <= {size}, got {ends!r}")
+    return slice(*ends)
 
 
 def check_span(span: float) -> float:
@@ -93,10 +101,10 @@ def scan_by_steps(core: MemoryCore, x: Tensor, state: State, reset: Tensor | Non
     """`core.scan` as a loop over `core.step`, for cores that cannot do better."""
     some = [False] * len(x) if reset is None else reset.any(1).tolist()
     outputs = []
-    for t, cleared in enumerate(some):
+    for t, (now, cleared) in enumerate(zip(x.unbind(), some, strict=True)):  # the gradient of x[t] is as large as x
         if cleared:
             state = core.restart(state, reset[t])
-        y, state = core.step(x[t], state)
+        y, state = core.step(now, state)
         outputs.append(y)
     return torch.stack(outputs), state
 

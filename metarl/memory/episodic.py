@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from metarl.memory.base import SPAN, MemoryCore, State, check_count, check_span, clear
+from metarl.memory.base import SPAN, MemoryCore, State, check_count, check_slice, check_span, clear
 
 EPSILON = 1e-6
 
@@ -96,7 +96,7 @@ class EpisodicLSTMCore(MemoryCore):
         self.input_size = input_size
         self.output_size = output_size
         self.num_slots = num_slots
-        self.context = None if context_slice is None else _check_slice(context_slice, input_size)
+        self.context = None if context_slice is None else check_slice("context_slice", context_slice, input_size)
         self.key_size = key_size if self.context is None else self.context.stop - self.context.start
         self.neighbours = neighbours or num_slots
         self.same = same
@@ -126,7 +126,7 @@ class EpisodicLSTMCore(MemoryCore):
 
     def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """All products with `x` at once, then a loop over steps."""
-        drives, keys = self.from_input(x), self._key(x)
+        drives, keys = self.from_input(x).unbind(), self._key(x).unbind()  # the gradient of drives[t] is as large as drives
         some = [False] * len(x) if reset is None else reset.any(1).tolist()
         outputs = []
         for t, restarts in enumerate(some):
@@ -207,11 +207,3 @@ class EpisodicLSTMCore(MemoryCore):
 def _similarity(key: Tensor, keys: Tensor) -> Tensor:
     """Cosines of unit vectors `key [B, K]` and `keys [B, N, K]`, `[B, N]`, from distances: exactly 1 for equal ones."""
     return 1 - (key[:, None] - keys).square().sum(-1) / 2
-
-
-def _check_slice(ends: Sequence[int], size: int) -> slice:
-    """`ends = (start, stop)` as a slice of `size` features."""
-    whole = isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) is int for end in ends)
-    if not whole or not 0 <= ends[0] < ends[1] <= size:
-        raise ValueError(f"context_slice must be (start, stop) with 0 <= start < stop <= {size}, got {ends!r}")
-    return slice(*ends)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metarl.distributions import make_head
 from metarl.memory import CORES, State
+from metarl.memory.base import check_slice
 from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, mlp, preprocess
 from metarl.trials import TensorObs
 
@@ -41,6 +42,8 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         core_kwargs: further arguments of the core's constructor.
         encoder: sizes of tanh layers before the core, one of `core_size` units by default. What a memory must keep is often
             a conjunction: this reward in that state.
+        bypass: features `(start, stop)` of the input, observations first, that reach the core as they are as well, before
+            what the encoder makes of it: a barcode that is to be a key (`context_slice` of the episodic core).
         skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
             core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
         heads: sizes of tanh layers before each of the two outputs.
@@ -57,6 +60,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         core_size: int = 128,
         core_kwargs: Mapping[str, Any] | None = None,
         encoder: Sequence[int] | None = None,
+        bypass: Sequence[int] | None = None,
         skip: bool = True,
         heads: Sequence[int] = (),
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
@@ -76,6 +80,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
             "core_size": core_size,
             "core_kwargs": CORES[core].defaults() | dict(core_kwargs or {}),
             "encoder": list(encoder),
+            "bypass": None if bypass is None else list(bypass),
             "skip": skip,
             "heads": list(heads),
         }
@@ -84,7 +89,8 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         self.policy_head = make_head(core_size if not heads else heads[-1], action_space)
         input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
         self.encoder = mlp(input_size, encoder)
-        encoded_size = encoder[-1] if encoder else input_size
+        self.bypass = slice(0) if bypass is None else check_slice("bypass", bypass, input_size)
+        encoded_size = (encoder[-1] if encoder else input_size) + self.bypass.stop - (self.bypass.start or 0)
         self.core = CORES[core](encoded_size, core_size, **(core_kwargs or {}))
         self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
         self.policy_trunk = mlp(core_size, heads)
@@ -121,18 +127,23 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         ]
         return torch.cat([features, *context], -1)
 
+    def encode(self, inputs: Tensor) -> Tensor:
+        """What the core reads, `[..., core.input_size]`."""
+        encoded = self.encoder(inputs)
+        return torch.cat([inputs[..., self.bypass], encoded], -1) if self.bypass.stop else encoded
+
     # -- outputs -------------------------------------------------------------------------------------------------
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """One step: action parameters `[B, ...]`, values `[B]` and the core's next state."""
-        x = self.encoder(inputs)
+        x = self.encode(inputs)
         y, state = self.core.step(x, state)
         y = self._read(x, y)
         return self._action_params(y), self.denormalise(self._values(y)), state
 
     def scan(self, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
-        x = self.encoder(inputs)
+        x = self.encode(inputs)
         y, _ = self.core.scan(x, state, reset)
         y = self._read(x, y)
         return self._action_params(y), self._values(y)

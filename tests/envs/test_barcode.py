@@ -18,7 +18,8 @@ def test_occurrences_by_hand():
     family = make_family("metarl/BarcodeBandit-v0", num_contexts=2, num_occurrences=3)
     tasks = family.sample(1, "train", 0)
     tasks.params["order"][0] = [1, 0, 1, 1, 0, 0]
-    assert family.occurrences(tasks).tolist() == [[0, 0, 1, 2, 1, 2]]
+    assert family.occurrences(tasks, 6).tolist() == [[0, 0, 1, 2, 1, 2]]
+    assert family.occurrences(tasks, 8).tolist() == [[0, 0, 1, 2, 1, 2, 3, 3]]  # the order begins anew
 
 
 def test_the_barcode_in_view_is_that_of_the_episode_and_its_arm_pays():

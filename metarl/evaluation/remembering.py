@@ -1,0 +1,175 @@
+"""What a memory does in a trial, and how far back it reaches."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.evaluation.play import play_trials
+from metarl.policies import Memory, TrialPolicy
+from metarl.trials import Observations, Player, Transition, to_tensor
+from metarl_envs import TaskFamily, TaskSet
+
+FORGOTTEN = 0.05
+"""A history is long enough where no more than this share is left of what forgetting everything before the step changes."""
+
+
+class Remembered(NamedTuple):
+    """One trial of `T` steps as the memory went through it."""
+
+    weights: dict[str, np.ndarray]  # [T, K] each: what `MemoryCore.watch` says
+    rewards: np.ndarray  # [T]
+    episode_ends: np.ndarray  # [T] bool
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much of a policy's decisions is decided by the last steps alone."""
+
+    steps: np.ndarray
+    """Steps that are remembered, the present one included, `[H]`, rising."""
+    missing: np.ndarray
+    """Share that is missing with no more than these `[H]`: 1 with the present one alone, 0 with all."""
+
+    @property
+    def length(self) -> int:
+        """The effective memory length: steps, the present one included, with which at most 5 % are missing."""
+        return int(self.steps[np.argmax(self.missing <= FORGOTTEN)])
+
+
+def check_memory(player: Player) -> None:
+    """Raise a `ValueError` unless the player adapts by a memory."""
+    policy = getattr(player, "policy", None)
+    if not isinstance(policy, TrialPolicy):
+        raise ValueError(f"show_memory must be off: {player.name} does not adapt by a memory")
+    if not policy.core.initial_state(1):
+        raise ValueError(f"show_memory must be off: {player.name} has no memory")
+
+
+class Watched:
+    """A player with a memory, and what went in and out of it. `inputs` are the policy's, before its encoder.
+
+    Args:
+        player: has a `TrialPolicy` as `policy` and its `memory`.
+        watch: whether to note what the memory does.
+
+    Raises:
+        ValueError: when the player has no such memory.
+    """
+
+    def __init__(self, player: Player, watch: bool = True):
+        check_memory(player)
+        self.player, self.name, self.watch = player, player.name, watch
+        self.policy: TrialPolicy = player.policy
+        self.inputs: list[Tensor] = []
+        self.weights: list[dict[str, Tensor]] = []
+        self.rewards: list[np.ndarray] = []
+        self.done: list[np.ndarray] = []
+        self.playing: list[np.ndarray] = []
+
+    def start_trials(self, tasks: TaskSet, rng: np.random.Generator) -> None:
+        """As the player does."""
+        self._going_on = np.ones(len(tasks), bool)
+        self.player.start_trials(tasks, rng)
+
+    @torch.no_grad()
+    def act(self, observations: Observations) -> np.ndarray:
+        """Note what the policy reads, and act."""
+        memory: Memory = self.player.memory
+        self.inputs.append(self.policy.inputs(to_tensor(observations, self.policy.device), *memory[1:]))
+        if self.watch:
+            self.weights.append(self.policy.core.watch(self.policy.encode(self.inputs[-1]), memory.core))
+        return self.player.act(observations)
+
+    def observe(self, transition: Transition) -> None:
+        """Note what came of it."""
+        self.rewards.append(transition.rewards.copy())
+        self.done.append(transition.terminated | transition.truncated)
+        self.playing.append(self._going_on)
+        self._going_on = self._going_on if transition.playing is None else transition.playing.copy()
+        self.player.observe(transition)
+
+
+def remember(
+    player: Player, family: TaskFamily, tasks: TaskSet, *, episodes: int | None = None, seed: int = 0
+) -> list[Remembered]:
+    """Play a trial in each of a few tasks, and note what the memory does in every step.
+
+    Raises:
+        ValueError: when `player` does not adapt by a memory.
+    """
+    watched = Watched(player)
+    play_trials(watched, family, tasks, episodes=episodes, seed=seed, batch_size=len(tasks))
+    rewards, done, playing = (np.stack(part) for part in (watched.rewards, watched.done, watched.playing))
+    weights = {name: torch.stack([w[name] for w in watched.weights]).cpu().numpy() for name in watched.weights[0]}
+    trials = []
+    for row in range(len(tasks)):
+        steps = playing[:, row]
+        own = {name: values[steps, row] for name, values in weights.items()}
+        trials.append(Remembered(own, rewards[steps, row], done[steps, row]))
+    return trials
+
+
+@torch.no_grad()
+def reach(
+    player: Player,
+    family: TaskFamily,
+    tasks: TaskSet,
+    *,
+    episodes: int | None = None,
+    seed: int = 0,
+    decisions: int = 256,
+) -> Reach:
+    """How far back a memory reaches: decisions with the whole trial remembered against its last `h` steps only.
+
+    With `p` the distribution of a decision's actions, and `p_h` that of the same policy when its memory was empty `h - 1`
+    steps before and has read the recorded steps since, what is missing is
+
+        sum of KL(p || p_h) over all decisions  /  sum of KL(p || p_1) over all decisions
+
+    Both sums are estimated on `decisions` of them, drawn in proportion to `KL(p || p_1)`: a trial's only decision that
+    hangs on the past is found. `h` runs over a geometric grid; around the effective memory length, over all numbers.
+    A step that is remembered brings what the step before it led to: it is read with the observation.
+
+    Raises:
+        ValueError: when `player` does not adapt by a memory.
+    """
+    watched = Watched(player, watch=False)
+    play_trials(watched, family, tasks, episodes=episodes, seed=seed, batch_size=len(tasks))
+    policy = watched.policy
+    inputs = torch.stack(watched.inputs)
+    playing = torch.as_tensor(np.stack(watched.playing), device=inputs.device)
+    total, rows, _ = inputs.shape
+    fresh = policy.core.initial_state
+    nothing = torch.zeros(total, rows, dtype=torch.bool, device=inputs.device)
+    whole = policy.scan(inputs, fresh(rows), nothing)[0]
+    alone = policy.step(inputs.flatten(0, 1), fresh(total * rows))[0].unflatten(0, (total, rows))
+    changes = policy.policy_head.kl(whole, alone).clamp(min=0) * playing
+    if not changes.sum() > 0:
+        return Reach(np.array([1]), np.array([0.0]))
+    generator = torch.Generator(inputs.device).manual_seed(seed)
+    at = torch.multinomial(changes.flatten().double(), decisions, replacement=True, generator=generator)
+    time, row = at // rows, at % rows
+    expected, scale = whole[time, row], changes[time, row]
+
+    def missing(steps: int) -> float:
+        longer = time >= steps  # the others have seen no more than these anyway
+        if not longer.any():
+            return 0.0
+        back = torch.arange(steps - 1, -1, -1, device=inputs.device)[:, None]
+        windows = inputs[time[longer] - back, row[longer]]
+        params = policy.scan(windows, fresh(windows.shape[1]), nothing.new_zeros(windows.shape[:2]))[0][-1]
+        left = policy.policy_head.kl(expected[longer], params).clamp(min=0)
+        return float((left / scale[longer]).sum() / decisions)
+
+    grid = np.unique(np.geomspace(1, total, 2 + 4 * int(np.log2(total))).round().astype(int)).tolist()
+    found = {steps: missing(steps) for steps in grid}
+    after = next(i for i, steps in enumerate(grid) if found[steps] <= FORGOTTEN)
+    low, high = grid[max(after - 1, 0)], grid[after]
+    while high - low > 1:  # the first that is enough, if it stays enough from there on
+        middle = (low + high) // 2
+        found[middle] = missing(middle)
+        low, high = (low, middle) if found[middle] <= FORGOTTEN else (middle, high)
+    return Reach(np.array(sorted(found)), np.array([found[steps] for steps in sorted(found)]))
