@@ -62,8 +62,6 @@ WIDE = {
     "key_value": {"num_slots": 128},
 }
 """Room for what a hundred steps bring."""
-BARCODE = {"episodic": {"context_slice": [0, 10], "num_slots": 8}}
-"""The barcode is the key, as in the paper."""
 
 PROBLEMS = {
     "repeat-previous": Problem("metarl/RepeatPrevious-v0", 1_000_000),
@@ -77,6 +75,25 @@ PROBLEMS = {
         {"gamma": 0.995, "gae_lambda": 0.98},
         core_kwargs=WIDE,
         cores=("identity", "lstm", "gru", "min_gru", "snail", "gtrxl", "key_value"),
+    ),
+    "barcode": Problem(
+        "metarl/BarcodeBandit-v0",
+        3_000_000,
+        {},
+        {"num_envs": 64, "minibatches": 4, "gamma": 0.8, "entropy_coef": 0.02},
+        {"encoder": [64], "bypass": [0, 10]},  # the barcode reaches the core as it is, to be the key, as in Ritter et al.
+        core_kwargs={"episodic": {"context_slice": [0, 10], "num_slots": 8}},
+        cores=("lstm", "episodic"),
+        num_tasks=1000,
+    ),
+    "minigrid-memory": Problem(
+        "minigrid_views:MiniGridMemoryS7-v0",
+        1_000_000,
+        {},
+        {"num_envs": 64, "minibatches": 4},
+        core_kwargs={"gtrxl": {"context": 128}},
+        cores=("lstm", "gru", "gtrxl"),
+        num_tasks=500,
     ),
     "bandit-5x10": Problem(
         "metarl/BernoulliBandit-v0",
@@ -119,7 +136,7 @@ def run_core(name: str, core: str, seed: int) -> tuple[dict, AdaptationCurve]:
     folder, row = train_config(make_config(name, core, seed), RUNS / f"{name}-{core}-seed{seed}")
     model = load_run(folder)
     player, family = model.player(), model.family
-    curve = evaluate(player, family, num_tasks=PROBLEMS[name].num_tasks, references=False)
+    curve = evaluate(player, family, num_tasks=PROBLEMS[name].num_tasks, references=family.structure == "barcode_bandit")
     memory = None
     if model.policy.core.initial_state(1):
         memory = reach(player, family, family.sample(64, "test", 0)).length

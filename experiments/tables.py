@@ -1,7 +1,7 @@
-"""Write the README's tables from the files in `experiments/results/`; no figure there is typed by hand.
+"""Write the tables of README.md and docs/results.md from the files in `experiments/results/`: none is typed by hand.
 
-python experiments/tables.py            # rewrite README.md
-python experiments/tables.py --check    # exit 1 if README.md is not what the results say
+python experiments/tables.py            # rewrite them
+python experiments/tables.py --check    # exit 1 if they are not what the results say
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+PAGES = [Path(__file__).parent.parent / name for name in ("README.md", "docs/results.md")]
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,97 @@ def speed_mujoco() -> str:
     return "\n".join(lines)
 
 
+CORES = ["identity", "lstm", "gru", "min_gru", "ntm", "mann", "dnc", "episodic", "snail", "gtrxl", "key_value"]
+"""In the order of the tables."""
+CARDS = ("repeat-previous", "repeat-first", "count-recall", "autoencode")
+MEMORY = ("t-maze", "minigrid-memory", "bandit-5x10", "tabular-10")
+
+
+def memory_cards() -> str:
+    """Return per trial of every core in the card games."""
+    return _cores(CARDS, "{:.3f} [{:.3f}, {:.3f}]")
+
+
+def memory_others() -> str:
+    """Return per trial in the other problems."""
+    return _cores(MEMORY, "{:.2f} [{:.2f}, {:.2f}]")
+
+
+def _cores(problems: Sequence[str], form: str) -> str:
+    """A row per core and a column per problem, one value per seed; parameters and minutes are those of the first seed."""
+    found = {name: (_read(f"memory-{name}.json") or {"rows": []})["rows"] for name in problems}
+    cores = list(dict.fromkeys(row["core"] for rows in found.values() for row in rows))
+    steps = {name: f", {rows[0]['steps'] / 1e6:.0f} M steps" if rows else "" for name, rows in found.items()}
+    head = "".join(f" {name}{steps[name]} | min |" for name in problems)
+    lines = [f"| core | parameters |{head}", "|---|---|" + "---|---|" * len(problems)]
+    for core in sorted(cores, key=CORES.index):
+        rows = {name: [row for row in rows if row["core"] == core] for name, rows in found.items()}
+        parameters = next(row["parameters"] for own in rows.values() for row in own)
+        cells = []
+        for own in rows.values():
+            cells.append("; ".join(form.format(*row["splits"]["test"]["total"]) for row in own))
+            cells.append(f"{own[0]['training_seconds'] / 60:.1f}" if own else "")
+        lines.append(f"| {core} | {parameters:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def memory_length() -> str:
+    """Effective memory length of every core in every problem."""
+    names = [*CARDS, "barcode", *MEMORY]
+    found = {name: (_read(f"memory-{name}.json") or {"rows": []})["rows"] for name in names}
+    names = [name for name in names if found[name]]
+    lines = [f"| core | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for core in CORES[1:]:
+        cells = ["; ".join(str(row["memory_length"]) for row in found[name] if row["core"] == core) for name in names]
+        lines.append(f"| {core} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def barcode() -> str:
+    """Regret by occurrence in barcode bandits."""
+    rows = (_read("memory-barcode.json") or {"rows": []})["rows"]
+    times = len(rows[0]["by_occurrence"]) if rows else 0
+    lines = [f"| core | seed | {' | '.join(str(k + 1) for k in range(times))} | last / first | steps | min |"]
+    lines.append("|---|---|" + "---|" * (times + 3))
+    for row in rows:
+        regrets = [[row["splits"]["test"]["ceiling"] - x for x in scores] for scores in row["by_occurrence"]]
+        cells = " | ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, high, low in regrets)
+        ratio = f"{regrets[-1][0] / regrets[0][0]:.2f} | {row['steps'] / 1e6:.1f} M | {row['training_seconds'] / 60:.1f}"
+        lines.append(f"| {row['core']} | {row['seed']} | {cells} | {ratio} |")
+    return "\n".join(lines)
+
+
+def copying() -> str:
+    """The copy task by core."""
+    lines = [
+        "| core | seed | parameters | sequences | wrong bits of 160 at length 20 | of 320 at length 40 | min |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("copy-*.json")):
+        row = json.loads(path.read_text())
+        wrong = " | ".join(f"{row['lengths'][length]['wrong_bits']:.3f}" for length in ("20", "40"))
+        facts = f"{row['core']} | {row['seed']} | {row['parameters']:,} | {row['sequences']:,}"
+        lines.append(f"| {facts} | {wrong} | {row['seconds'] / 60:.0f} |")
+    return "\n".join(lines)
+
+
+def speed_memory_cores() -> str:
+    """Cost of a step beside the LSTM's."""
+    result = _read("speed_memory_cores.json")
+    if result is None:
+        return ""
+    lines = [
+        "| core | parameters | learning, µs per step | x LSTM | acting, µs per step | x LSTM |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['core']} | {row['parameters']:,} | {row['learning_us']:.2f} | {row['learning_ratio']:.1f} "
+            f"| {row['acting_us']:.2f} | {row['acting_ratio']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "agents": agents,
     "references": references,
@@ -257,6 +348,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "speed_maml": speed_maml,
     "speed_mujoco": speed_mujoco,
+    "memory_cards": memory_cards,
+    "memory_others": memory_others,
+    "memory_length": memory_length,
+    "barcode": barcode,
+    "copying": copying,
+    "speed_memory_cores": speed_memory_cores,
 }
 
 
@@ -279,11 +376,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something would change")
     options = parser.parse_args(arguments)
-    text = README.read_text()
-    rendered = render(text)
-    if options.check:
-        sys.exit(text != rendered and f"{README.name} is not up to date: run python experiments/tables.py")
-    README.write_text(rendered)
+    for page in PAGES:
+        text = page.read_text()
+        rendered = render(text)
+        if options.check:
+            if text != rendered:
+                sys.exit(f"{page.name} is not up to date: run python experiments/tables.py")
+        else:
+            page.write_text(rendered)
 
 
 if __name__ == "__main__":
