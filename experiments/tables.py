@@ -311,15 +311,33 @@ def barcode() -> str:
 def copying() -> str:
     """The copy task by core."""
     lines = [
-        "| core | seed | parameters | sequences | wrong bits of 160 at length 20 | of 320 at length 40 | min |",
-        "|---|---|---|---|---|---|---|",
+        "| core | seed | parameters | sequences | below 0.1 wrong bits after | wrong bits of 160 at length 20 | of 320 at 40 | min |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("copy-*.json")):
-        row = json.loads(path.read_text())
-        wrong = " | ".join(f"{row['lengths'][length]['wrong_bits']:.3f}" for length in ("20", "40"))
-        facts = f"{row['core']} | {row['seed']} | {row['parameters']:,} | {row['sequences']:,}"
-        lines.append(f"| {facts} | {wrong} | {row['seconds'] / 60:.0f} |")
+    for row in _supervised("copy"):
+        solved = "not" if row["solved_after"] is None else f"{row['solved_after']:,}"
+        wrong = " | ".join(f"{row['measured'][length]:.3f}" for length in ("20", "40"))
+        lines.append(f"| {_facts(row)} | {row['sequences']:,} | {solved} | {wrong} | {row['seconds'] / 60:.0f} |")
     return "\n".join(lines)
+
+
+def recalling() -> str:
+    """Accuracy by core and by how often a class has come."""
+    times = ("1", "2", "3", "5", "10")
+    lines = [f"| core | seed | parameters | sequences | {' | '.join(times)} | min |", "|---|---|---|---|" + "---|" * 6]
+    for row in _supervised("recall"):
+        right = " | ".join(f"{row['measured'][time]:.1%}" for time in times)
+        lines.append(f"| {_facts(row)} | {row['sequences']:,} | {right} | {row['seconds'] / 60:.0f} |")
+    return "\n".join(lines)
+
+
+def _supervised(task: str) -> list[dict]:
+    rows = [json.loads(path.read_text()) for path in RESULTS.glob(f"{task}-*-seed*.json")]
+    return sorted(rows, key=lambda row: (CORES.index(row["core"]), row["seed"]))
+
+
+def _facts(row: dict) -> str:
+    return f"{row['core']} | {row['seed']} | {row['parameters']:,}"
 
 
 def speed_memory_cores() -> str:
@@ -353,6 +371,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory_length": memory_length,
     "barcode": barcode,
     "copying": copying,
+    "recalling": recalling,
     "speed_memory_cores": speed_memory_cores,
 }
 
