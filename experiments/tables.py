@@ -311,7 +311,7 @@ def barcode() -> str:
 def copying() -> str:
     """The copy task by core."""
     lines = [
-        "| core | seed | parameters | sequences | below 0.1 wrong bits after | wrong bits of 160 at length 20 | of 320 at 40 | min |",
+        "| core | seed | parameters | sequences | below 0.1 wrong bits after | wrong bits at length 20 | at 40 | min |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in _supervised("copy"):

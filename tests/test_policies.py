@@ -93,6 +93,21 @@ def test_part_of_the_input_reaches_the_core_as_it_is():
         make_policy(family, bypass=(2, 2))
 
 
+def test_a_memory_that_outlives_the_trial_is_there_in_the_next_one():
+    family = clock()
+    policy = make_policy(family, core="episodic", core_kwargs={"outlives_reset": True, "num_slots": 4})
+    trials = collect(family, policy)
+    assert_equal_to_acting(policy, trials)
+    inputs = policy.inputs(trials.observations, *trials.previous())
+    fresh = policy.core.initial_state(B)
+    kept = policy.scan(inputs, fresh, trials.trial_start)[0]
+    policy.core.outlives_reset = False
+    cleared = policy.scan(inputs, fresh, trials.trial_start)[0]
+    first = trials.first
+    torch.testing.assert_close(kept[first], cleared[first])
+    assert (kept - cleared).abs().amax(-1)[~first].max() > 1e-3
+
+
 def test_scan_in_half_precision_is_near_acting():
     family = clock()
     policy = make_policy(family, core_kwargs={"bfloat16": True})

@@ -149,6 +149,19 @@ def test_state_can_be_saved_and_cut(name, tmp_path):
         torch.testing.assert_close(s, s_twin, atol=1e-6, rtol=1e-5)
 
 
+@cores
+def test_no_nan_in_a_hundred_thousand_steps(name):
+    core = make(name)
+    state = core.initial_state(B)
+    rows = torch.zeros(100, B, dtype=torch.bool)
+    for x in 5 * torch.randn(100_000 // (100 * B) + 1, 100, B, INPUT, generator=torch.Generator().manual_seed(4)):
+        y, state = core.scan(x, tuple(part.detach() for part in state), rows)  # one long trial, learned from in stretches
+        assert all(part.isfinite().all() for part in (y, *state))
+        core.zero_grad()
+        y.square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in core.parameters())
+
+
 @pytest.mark.parametrize("value", [1, 0, -3, 9, 2.0, True, "4", None])
 def test_counts_are_checked(value):
     with pytest.raises(ValueError, match=f"places must be an integer from 2 to 8, got {value!r}"):

@@ -177,16 +177,6 @@ def test_gradient_reaches_every_parameter():
         assert p.grad.abs().max() > 0, name
 
 
-@torch.no_grad()
-def test_no_nan_in_long_use():
-    core = make(scale=1.0, num_slots=8, slot_size=4).float()
-    state = core.initial_state(B)
-    for x in 10 * torch.randn(2000, B, INPUT):
-        y, state = core.step(x, state)
-    assert all(part.isfinite().all() for part in (y, *state))
-    assert all(part.dtype == torch.float32 for part in (y, *state))
-
-
 @pytest.mark.parametrize("name", ["num_slots", "slot_size", "num_reads"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "4"])
 def test_wrong_arguments(name, value):
