@@ -72,8 +72,8 @@ register_family("metarl/HumanoidDirection-v0", "metarl_envs.mujoco.humanoid:Huma
 register_family("metarl/Walker2dDynamics-v0", "metarl_envs.mujoco.random_dynamics:Walker2dDynamics")
 register_family("metarl/HopperDynamics-v0", "metarl_envs.mujoco.random_dynamics:HopperDynamics")
 for _game in ("RepeatPrevious", "RepeatFirst", "Autoencode", "CountRecall"):
-    register_family(f"metarl/{_game}-v0", f"metarl_envs.cards:{_game}")
-register_family("metarl/TMaze-v0", "metarl_envs.mazes:TMaze")
-register_family("metarl/TMazeActive-v0", "metarl_envs.mazes:TMaze", active=True)
-register_family("metarl/DarkKeyToDoor-v0", "metarl_envs.mazes:KeyToDoor")
-register_family("metarl/BarcodeBandit-v0", "metarl_envs.barcode:BarcodeBandit")
+    register_family(f"metarl/{_game}-v0", f"metarl_envs.memory_tasks.cards:{_game}")
+register_family("metarl/TMaze-v0", "metarl_envs.memory_tasks.mazes:TMaze")
+register_family("metarl/TMazeActive-v0", "metarl_envs.memory_tasks.mazes:TMaze", active=True)
+register_family("metarl/DarkKeyToDoor-v0", "metarl_envs.memory_tasks.mazes:KeyToDoor")
+register_family("metarl/BarcodeBandit-v0", "metarl_envs.memory_tasks.barcode:BarcodeBandit")
