@@ -89,7 +89,7 @@ PROBLEMS = {
     "minigrid-memory": Problem(
         "minigrid_views:MiniGridMemoryS7-v0",
         1_000_000,
-        {},
+        {"num_episodes": 1},
         {"num_envs": 64, "minibatches": 4},
         core_kwargs={"gtrxl": {"context": 128}},
         cores=("lstm", "gru", "gtrxl"),
@@ -162,19 +162,20 @@ def learning_curve(folder: Path, points: int = 60) -> list[list[float]]:
 def draw(name: str, rows: Sequence[dict]) -> None:
     """Learning curves of all cores, seeds as lines of one colour."""
     cores = list(dict.fromkeys(row["core"] for row in rows))
-    colours = dict(zip(cores, matplotlib.colormaps["tab20"](np.arange(len(cores)) / 20), strict=True))
+    colours = dict(zip(CORES, matplotlib.colormaps["tab20"].colors, strict=False))
     figure = Figure(figsize=(7.6, 4.2), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     for core in cores:
         for i, row in enumerate(r for r in rows if r["core"] == core):
             label = core if i == 0 else None
-            axes.plot(*np.transpose(row["learning_curve"]), color=colours[core], lw=1.6, label=label)
+            steps, returns = np.transpose(row["learning_curve"])
+            axes.plot(steps / 1e6, returns, color=colours[core], lw=1.6, label=label)
     ceiling = rows[0]["splits"]["test"]["ceiling"]
     if ceiling is not None:
         axes.axhline(
             ceiling * len(rows[0]["splits"]["test"]["episodes"]["mean"]), color="black", lw=1, ls="--", label="ceiling"
         )
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel("million environment steps")
     axes.set_ylabel("sampled return per trial, in training")
     axes.set_title(PROBLEMS[name].env, loc="left", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
