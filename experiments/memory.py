@@ -11,7 +11,6 @@ beside it as a picture, and where situations come back also what is recalled of 
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +21,14 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from reproduce import RESULTS, score, train_config
+from reproduce import RESULTS, score, train_config, trained_with
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.config import TrainingConfig
-from metarl.evaluation import AdaptationCurve, evaluate, plot_recall, reach
+from metarl.evaluation import AdaptationCurve, plot_recall, reach
 from metarl.memory import CORES
-from metarl.training import load_run
+from metarl.training import curve_file, evaluate_run, load_run
 
 RUNS = Path("runs/memory")
 POLICIES = {core: name for name, core in RL2PPO.policy_aliases.items()}
@@ -88,8 +87,8 @@ PROBLEMS = {
     ),
     "minigrid-memory": Problem(
         "minigrid_views:MiniGridMemoryS7-v0",
-        1_000_000,
-        {"num_episodes": 1},
+        600_000,
+        {},
         {"num_envs": 64, "minibatches": 4},
         core_kwargs={"gtrxl": {"context": 128}},
         cores=("lstm", "gru", "gtrxl"),
@@ -131,24 +130,41 @@ def make_config(name: str, core: str, seed: int) -> TrainingConfig:
     )
 
 
-def run_core(name: str, core: str, seed: int) -> tuple[dict, AdaptationCurve]:
-    """Train or continue one core, and score it. Returns its row of the result file, and its curve."""
-    folder, row = train_config(make_config(name, core, seed), RUNS / f"{name}-{core}-seed{seed}")
+def run_core(name: str, core: str, seed: int) -> dict:
+    """Train or continue one core, and score it. Returns its row of the result file; the curve stays in the run folder."""
+    folder, row = train_config(make_config(name, core, seed), run_folder(name, core, seed))
     model = load_run(folder)
     player, family = model.player(), model.family
-    curve = evaluate(player, family, num_tasks=PROBLEMS[name].num_tasks, references=family.structure == "barcode_bandit")
-    memory = None
+    again = family.structure == "barcode_bandit"
+    curve = evaluate_run(folder, num_tasks=PROBLEMS[name].num_tasks, references=again, progress_bar=False)
+    row = {"core": core, "parameters": sum(p.numel() for p in model.policy.parameters()), "reach": None, **row}
     if model.policy.core.initial_state(1):
-        memory = reach(player, family, family.sample(64, "test", 0)).length
-    row = {"core": core, "parameters": sum(p.numel() for p in model.policy.parameters()), "memory_length": memory, **row}
+        far = reach(player, family, family.sample(64, "test", 0))
+        row["reach"] = {"length": far.length, "nats": far.nats}
     row["splits"]["test"] = score(curve)
     if curve.by_occurrence is not None:
         row["by_occurrence"] = np.transpose(curve.by_occurrence).tolist()
     row["learning_curve"] = learning_curve(folder)
     print(
-        f"{name} {core} seed {seed}: {curve.total.value:.3f} in {row['training_seconds']:.0f} s, reach {memory}", flush=True
+        f"{name} {core} seed {seed}: {curve.total.value:.3f} in {row['training_seconds']:.0f} s, {row['reach']}", flush=True
     )
-    return row, dataclasses.replace(curve, name=core)
+    return row
+
+
+def run_folder(name: str, core: str, seed: int) -> Path:
+    """Where a core is trained."""
+    return RUNS / f"{name}-{core}-seed{seed}"
+
+
+def read_rows(name: str) -> dict[tuple[str, int], dict]:
+    """Rows of the result file by core and seed: those that were trained as they would be now."""
+    path = RESULTS / f"memory-{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {
+        (row["core"], row["seed"]): row
+        for row in rows
+        if row["trained_with"] == trained_with(make_config(name, row["core"], row["seed"]))
+    }
 
 
 def learning_curve(folder: Path, points: int = 60) -> list[list[float]]:
@@ -185,6 +201,16 @@ def draw(name: str, rows: Sequence[dict]) -> None:
     figure.savefig(RESULTS / f"memory-{name}.png")
 
 
+def draw_recall(name: str, rows: Sequence[tuple[str, int]]) -> None:
+    """Returns by occurrence, of all cores and seeds whose runs are there."""
+    files = {row: curve_file(run_folder(name, *row), "test") for row in rows}
+    seeds = {seed for _, seed in rows}
+    curves = {f"{core}, seed {s}" if len(seeds) > 1 else core: file for (core, s), file in files.items() if file.exists()}
+    plot_recall(
+        [AdaptationCurve.load(file) for file in curves.values()], RESULTS / f"memory-{name}-recall.png", names=[*curves]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cores and write the result file after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,13 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     name = options.problem
-    path = RESULTS / f"memory-{name}.json"
-    rows = {(row["core"], row["seed"]): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    curves = []
+    rows = read_rows(name)
     for seed in options.seeds:
         for core in options.cores or PROBLEMS[name].cores:
-            rows[core, seed], curve = run_core(name, core, seed)
-            curves.append(curve)
+            rows[core, seed] = run_core(name, core, seed)
             order = sorted(rows, key=lambda key: (list(CORES).index(key[0]), key[1]))
             seeds = " ".join(str(number) for number in sorted({number for _, number in rows}))
             result = {
@@ -208,10 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "command": f"python experiments/memory.py {name} --seeds {seeds}",
                 "rows": [rows[key] for key in order],
             }
-            path.write_text(json.dumps(result, ensure_ascii=False) + "\n")
+            (RESULTS / f"memory-{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n")
             draw(name, result["rows"])
-    if curves[0].by_occurrence is not None:
-        plot_recall(curves, RESULTS / f"memory-{name}-recall.png")
+    if "by_occurrence" in result["rows"][0]:
+        draw_recall(name, order)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The agent sees an object in a small room, walks down a corridor and has to turn to the one of two objects that is the same.
 MiniGrid gives numbers for kind, colour and state of each cell in view; here they are one-hot. The text of the mission,
-always the same, is left out.
+always the same, and the compass direction are left out. From elsewhere: `PYTHONPATH=experiments metarl evaluate RUN`.
 """
 
 import gymnasium as gym

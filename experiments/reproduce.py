@@ -52,14 +52,14 @@ def train_config(config: TrainingConfig, folder: Path) -> tuple[Path, dict]:
         train(config, folder, callback=Progress(), progress_bar=False)
     return folder, {
         "seed": config.seed,
-        "trained_with": _trained_with(config),
+        "trained_with": trained_with(config),
         "steps": load_run(folder).num_timesteps,
         "training_seconds": json.loads((folder / "progress.json").read_text())["training_seconds"],
         "splits": {},
     }
 
 
-def _trained_with(config: TrainingConfig) -> dict:
+def trained_with(config: TrainingConfig) -> dict:
     """The config as JSON gives it back, without how the run is evaluated."""
     plain = config.plain()
     del plain["evaluation"]
@@ -69,7 +69,7 @@ def _trained_with(config: TrainingConfig) -> dict:
 def read_rows(path: Path, name: str) -> dict[int, dict]:
     """Rows of a result file by seed: those that were trained as the preset is now."""
     rows = json.loads(path.read_text())["seeds"] if path.exists() else []
-    return {row["seed"]: row for row in rows if row.get("trained_with") == _trained_with(preset_config(name, row["seed"]))}
+    return {row["seed"]: row for row in rows if row.get("trained_with") == trained_with(preset_config(name, row["seed"]))}
 
 
 def write_rows(path: Path, name: str, script: str, rows: dict[int, dict]) -> None:

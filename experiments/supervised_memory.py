@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ from metarl.memory import CORES
 RESULTS = Path("experiments/results")
 HELD_OUT = 500
 """Sequences that are measured on, per length."""
-HELD_OUT_SEED = 2**32
-"""No `--seed` is as large."""
+HELD_OUT_SEED, TRIAL_SEED = 2**31, 2**30
+"""Of the sequences that are measured on, and of those that say when a task is solved: no `--seed` is as large."""
 WRONG_BITS = 0.1
 """Per sequence of length 20: the mark that copying is to get below."""
 
@@ -109,17 +110,18 @@ class Recall:
         return reader(torch.cat([seen, told], -1)), labels, before
 
 
+ROOM = {"num_slots": 64, "context": 128}
+"""Places in memory, for cores that have such."""
 TASKS = {"copy": Copy, "recall": Recall}
 
 
 class Reader(nn.Module):
     """A core and a linear layer: `x [T, B, inputs]` to `[T, B, outputs]`."""
 
-    def __init__(self, core: str, inputs: int, size: int, outputs: int):
+    def __init__(self, core: str, inputs: int, size: int, outputs: int, **kwargs: Any):
         super().__init__()
-        slots = {"num_slots": 64} if "num_slots" in CORES[core].defaults() else {}
-        slots = {"context": 128} if "context" in CORES[core].defaults() else slots
-        self.core = CORES[core](inputs, size, **slots)
+        room = {name: places for name, places in ROOM.items() if name in CORES[core].defaults()}
+        self.core = CORES[core](inputs, size, **{**room, **kwargs})
         self.out = nn.Linear(size, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def train(task: Copy | Recall, reader: Reader, args: argparse.Namespace) -> tupl
     """`args.steps` batches. Returns the loss by sequences, and after how many sequences the task was first solved."""
     optimizer = torch.optim.Adam(reader.parameters(), args.rate)
     generator = torch.Generator().manual_seed(args.seed)
-    trials = torch.Generator().manual_seed(args.seed + 2**31)
+    trials = torch.Generator().manual_seed(TRIAL_SEED + args.seed)
     history, solved, total = [], None, 0.0
     start = time.monotonic()
     for step in range(1, args.steps + 1):
@@ -160,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--core", choices=CORES, default="ntm", help="any of metarl.memory.CORES")
     parser.add_argument("--size", type=int, default=100, help="the core's output size (default: 100, the papers')")
+    parser.add_argument("--core-kwargs", type=json.loads, default={}, help="further ones, such as '{\"num_reads\": 2}'")
     parser.add_argument("--steps", type=int, help="batches to learn from (default: 20,000 to copy, 5,000 to recall)")
     parser.add_argument("--batch", type=int, default=16, help="sequences in each")
     parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate")
@@ -168,11 +171,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file to write instead of experiments/results/TASK-CORE-seedS.json")
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < TRIAL_SEED:
+        parser.error(f"--seed must be from 0 to {TRIAL_SEED - 1}, got {args.seed}")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     task = TASKS[args.task]()
     args.steps = args.steps or task.steps
-    reader = Reader(args.core, task.inputs, args.size, task.outputs)
+    reader = Reader(args.core, task.inputs, args.size, task.outputs, **args.core_kwargs)
     start = time.monotonic()
     history, solved = train(task, reader, args)
     seconds = time.monotonic() - start

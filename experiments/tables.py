@@ -265,7 +265,7 @@ def memory_others() -> str:
 
 
 def _cores(problems: Sequence[str], form: str) -> str:
-    """A row per core and a column per problem, one value per seed; parameters and minutes are those of the first seed."""
+    """A row per core and a column per problem, one value per seed; parameters from least to most, minutes of the first."""
     found = {name: (_read(f"memory-{name}.json") or {"rows": []})["rows"] for name in problems}
     cores = list(dict.fromkeys(row["core"] for rows in found.values() for row in rows))
     steps = {name: f", {rows[0]['steps'] / 1e6:.0f} M steps" if rows else "" for name, rows in found.items()}
@@ -273,12 +273,13 @@ def _cores(problems: Sequence[str], form: str) -> str:
     lines = [f"| core | parameters |{head}", "|---|---|" + "---|---|" * len(problems)]
     for core in sorted(cores, key=CORES.index):
         rows = {name: [row for row in rows if row["core"] == core] for name, rows in found.items()}
-        parameters = next(row["parameters"] for own in rows.values() for row in own)
+        counts = sorted({row["parameters"] for own in rows.values() for row in own})
+        parameters = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
         cells = []
         for own in rows.values():
             cells.append("; ".join(form.format(*row["splits"]["test"]["total"]) for row in own))
             cells.append(f"{own[0]['training_seconds'] / 60:.1f}" if own else "")
-        lines.append(f"| {core} | {parameters:,} | " + " | ".join(cells) + " |")
+        lines.append(f"| {core} | {parameters} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -289,7 +290,10 @@ def memory_length() -> str:
     names = [name for name in names if found[name]]
     lines = [f"| core | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for core in CORES[1:]:
-        cells = ["; ".join(str(row["memory_length"]) for row in found[name] if row["core"] == core) for name in names]
+        cells = []
+        for name in names:
+            far = [row["reach"] for row in found[name] if row["core"] == core]
+            cells.append("; ".join(f"{one['length']} ({one['nats']:.2g})" for one in far))
         lines.append(f"| {core} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

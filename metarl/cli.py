@@ -248,14 +248,15 @@ def evaluate(args: list[str]) -> None:
     from metarl.evaluation.report import text_table
     from metarl.evaluation.video import check_drawable
     from metarl.run_folder import RunFolder
-    from metarl.training import curve_file, evaluate_run, film_run, load_run, run_config, show_memory
+    from metarl.training import curve_file, evaluate_run, film_run, load_run, recall_file, run_config, show_memory
 
     @dataclass(frozen=True, kw_only=True)
     class EvaluateOptions(EvaluationConfig):
         """Measure on new tasks how a run adapts, beside classical players. The run's config holds the defaults.
 
-        Writes adaptation.csv, adaptation.png, adaptation.npz and report.html into the run folder; for splits other than
-        test the files are named adaptation_SPLIT, with likeliest actions adaptation_deterministic.
+        Writes adaptation.csv, adaptation.png, adaptation.npz and report.html into the run folder, and adaptation_recall.png
+        where situations come back within a trial; for splits other than test the files are named adaptation_SPLIT, with
+        likeliest actions adaptation_deterministic.
         """
 
         run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -276,7 +277,10 @@ def evaluate(args: list[str]) -> None:
     if options.video:
         check_drawable(config.family)  # before the work
     if options.show_memory:
-        check_memory(load_run(run).player())
+        try:
+            check_memory(load_run(run).player())
+        except ValueError as error:
+            raise ValueError(f"show_memory must be off: {error}") from None
     curve = evaluate_run(run, progress_bar=options.progress_bar, **settings)
     print(f"\n{curve.label}, {curve.num_tasks:,} {curve.split} tasks, 95 % intervals:\n\n{curve.table()}\n")
     for table in curve.further_tables():
@@ -285,9 +289,11 @@ def evaluate(args: list[str]) -> None:
     chosen = {name: settings[name] for name in ("split", "deterministic", "episodes", "seed")}
     if options.video:
         print(f"Video:   {film_run(run, **chosen)}")
+    if curve.by_occurrence is not None:
+        print(f"Recall:  {recall_file(file)}")
     if options.show_memory:
         picture, reach = show_memory(run, **chosen)
-        print(f"Memory:  {picture}, effective length {reach.length} step{'s' if reach.length > 1 else ''}")
+        print(f"Memory:  {picture}; {reach}")
     print(f"Picture: {file.with_suffix('.png')}\nReport:  {run / 'report.html'}\nNumbers: {file.with_suffix('.csv')}")
 
 

@@ -65,7 +65,7 @@ class TrainingConfig:
     policy: str | None = None
     """Name of the policy, of its memory core for rl2 (MlpPolicy has no memory); for maml MlpPolicy. By default the first."""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the policy; rl2: core_size, encoder, skip, heads, core_kwargs; maml: hidden, log_std_init."""
+    """Arguments of the policy; rl2: core_size, core_kwargs, encoder, bypass, skip, heads; maml: hidden, log_std_init."""
     total_timesteps: int = 1_000_000
     """Environment steps to train for, over all environments; whole iterations are played."""
     seed: int = 0

@@ -143,7 +143,7 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     curve.save_csv(path.with_suffix(".csv"))
     curve.plot(path.with_suffix(".png"))
     if curve.by_occurrence is not None:
-        plot_recall(curve, path.with_name(f"{path.stem}_recall.png"))
+        plot_recall(curve, recall_file(path))
     shown = {c.split: c for c in (curve, *others) if c.training_steps == curve.training_steps}
     facts = {"actions": "the likeliest" if settings.deterministic else "sampled", "training time": _training_time(run)}
     write_report(run.report, shown, title=f"{curve.name}: {run.path.name}", config=run.config, facts=facts)
@@ -155,7 +155,7 @@ def show_memory(
 ) -> tuple[Path, Reach]:
     """Draw what a run's memory does in one trial; returns the picture in its folder, and how far back the memory reaches.
 
-    The latter is measured on 64 tasks.
+    The latter is measured on 64 tasks, on the distributions of actions, also where the likeliest ones are taken.
 
     Raises:
         ValueError: when the agent does not adapt by a memory.
@@ -231,6 +231,11 @@ def curve_file(folder: str | Path, split: str, deterministic: bool = False) -> P
     """Where `evaluate_run` keeps the curve of a split, played with sampled or with likeliest actions."""
     parts = ["adaptation", *[split] * (split != "test"), *["deterministic"] * deterministic]
     return Path(folder) / f"{'_'.join(parts)}.npz"
+
+
+def recall_file(curve: Path) -> Path:
+    """Where `evaluate_run` draws what is recalled of situations that come back, beside the file of the curve."""
+    return curve.with_name(f"{curve.stem}_recall.png")
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,11 @@ def test_part_of_the_input_reaches_the_core_as_it_is():
     torch.testing.assert_close(policy.encode(inputs), torch.cat([inputs[:, :2], policy.encoder(inputs)], 1))
     assert_equal_to_acting(policy, collect(family, policy))
     with pytest.raises(ValueError, match=r"bypass must be \(start, stop\) with 0 <= start < stop <= \d+, got \(2, 2\)"):
-        make_policy(family, bypass=(2, 2))
+        make_policy(family, encoder=(7,), bypass=(2, 2))
+    with pytest.raises(ValueError, match=r"bypass must be .*, got 5"):
+        make_policy(family, bypass=5)
+    with pytest.raises(ValueError, match="bypass must be left out where there is no encoder"):
+        make_policy(family, encoder=(), bypass=(0, 2))
 
 
 def test_a_memory_that_outlives_the_trial_is_there_in_the_next_one():

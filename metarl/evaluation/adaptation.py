@@ -134,14 +134,18 @@ class AdaptationCurve:
     def by_occurrence(self) -> Estimate | None:
         """Mean return of an episode whose situation comes for the first, second ... time, arrays `[K]`.
 
-        As far as every task has such episodes; None where none comes back.
+        Over the tasks that have such episodes, as far as at least half of them do; None where none comes back.
         """
         if self.occurrences is None:
             return None
-        columns: list[np.ndarray] = []
-        while (among := self.occurrences == len(columns)).any(1).all():
-            columns.append((self.returns * among).sum(1) / among.sum(1))
-        return estimate(np.column_stack(columns))
+        columns = []
+        for count in range(self.num_episodes):
+            among = self.occurrences == count
+            rows = among.any(1)
+            if rows.mean() < 0.5:
+                break
+            columns.append(estimate((self.returns * among)[rows].sum(1) / among[rows].sum(1)))
+        return Estimate(*np.transpose(columns))
 
     @cached_property
     def gain(self) -> Estimate:
@@ -220,12 +224,14 @@ class AdaptationCurve:
             return None
         curves = [self, *self.ranked_references]
         stages = [[Estimate(*parts) for parts in zip(*curve.by_occurrence, strict=True)] for curve in curves]
+        count = min(map(len, stages))  # references may have played fewer tasks
+        stages = [row[:count] for row in stages]
         digits = decimals(stages[0])
         rows = [[c.name, *(show_estimate(e, digits) for e in row)] for c, row in zip(curves, stages, strict=True)]
         if self.ceiling is not None:
             known = show_estimate(estimate(self.ceiling), digits)
-            rows.append(["knows the task", *[known] * len(stages[0])])
-        return ["return per episode, by occurrence", *(str(k + 1) for k in range(len(stages[0])))], rows
+            rows.append(["knows the task", *[known] * count])
+        return ["return per episode, by occurrence", *(str(k + 1) for k in range(count))], rows
 
     def _scale(self) -> tuple[str, float, float] | None:
         """Title, zero and full mark of the scale that returns per trial are also given on.

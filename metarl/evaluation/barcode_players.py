@@ -14,7 +14,7 @@ class PerfectRecall:
 
     It knows how often the best arm and the others pay, as a trained agent does. But for a constant, the log-probability that
     an arm is the best is the sum of `log(high / low)` over its pulls that paid, and of `log((1 - high) / (1 - low))` over
-    the others.
+    the others. Greedy, so not quite the best that can be done.
     """
 
     name = "perfect recall"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -17,8 +18,9 @@ MOST_PANELS = 8
 def plot_memory(trial: Remembered, reach: Reach | None = None, path: str | Path | None = None, *, title: str = "") -> Figure:
     """What a memory reads and writes over one trial, as heat maps over time, above how far back it reaches.
 
-    Weights, from 0 to 1, are drawn on a scale from nothing to the largest, and states, of either sign, on one around 0.
-    Thin lines end episodes; what the steps brought stands on top.
+    Weights are drawn on one scale from 0 to 1, with more room for small ones (square roots), and states, of either sign, on
+    one around 0 that leaves out the largest hundredth. Thin lines end episodes; what the steps brought stands on top. Places
+    of a window that were never filled are left out.
 
     Args:
         trial: from `remember`.
@@ -27,7 +29,7 @@ def plot_memory(trial: Remembered, reach: Reach | None = None, path: str | Path 
         title: what is shown.
     """
     theme = LIGHT
-    panels = dict(list(trial.weights.items())[:MOST_PANELS])
+    panels = {name: _filled(weights) for name, weights in list(trial.weights.items())[:MOST_PANELS]}
     heights = [0.55, *(float(np.clip(0.045 * w.shape[1], 0.7, 1.8)) for w in panels.values())]
     heights += [1.9] * (reach is not None)
     with style(theme):
@@ -36,12 +38,20 @@ def plot_memory(trial: Remembered, reach: Reach | None = None, path: str | Path 
         figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=theme.faint)
         _draw_rewards(rewards, trial, theme)
         for axes, (name, weights) in zip(maps, panels.items(), strict=False):
-            _draw_weights(figure, axes, name, weights, trial.episode_ends, theme)
+            _draw_weights(figure, axes, f"{name}\n({trial.places})", weights, trial.episode_ends, theme)
+            axes.set_xticklabels([])
+        maps[len(panels) - 1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         maps[len(panels) - 1].set_xlabel("step of the trial" + _left_out(len(trial.weights)))
         if reach is not None:
             _draw_reach(maps[-1], reach, theme)
         write(figure, path)
     return figure
+
+
+def _filled(weights: np.ndarray) -> np.ndarray:
+    """Without the first places `[T, K]` in which there is never anything."""
+    used = np.flatnonzero(weights.any(0))
+    return weights[:, used[0] :] if len(used) else weights
 
 
 def _left_out(count: int) -> str:
@@ -55,7 +65,7 @@ def _draw_rewards(axes: Axes, trial: Remembered, theme: Theme) -> None:
     axes.set_ylabel("reward", rotation=0, ha="right", va="center")
     _share_time(axes, trial.episode_ends, theme)
     axes.set_xticklabels([])
-    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
     for side in ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
 
@@ -63,9 +73,11 @@ def _draw_rewards(axes: Axes, trial: Remembered, theme: Theme) -> None:
 def _draw_weights(
     figure: Figure, axes: Axes, name: str, weights: np.ndarray, episode_ends: np.ndarray, theme: Theme
 ) -> None:
-    signed = weights.min() < 0
-    top = float(np.abs(weights).max()) or 1.0
-    colours = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if signed else {"cmap": "magma_r", "vmin": 0, "vmax": top}
+    if weights.min() < 0:
+        top = float(np.quantile(np.abs(weights), 0.99)) or 1.0
+        colours = {"cmap": "RdBu_r", "norm": Normalize(-top, top)}
+    else:
+        colours = {"cmap": "magma_r", "norm": PowerNorm(0.5, 0, max(1.0, float(weights.max())))}
     image = axes.imshow(weights.T, aspect="auto", interpolation="nearest", origin="lower", **colours)
     axes.set_ylabel(name, rotation=0, ha="right", va="center")
     axes.set_yticks([])
@@ -95,6 +107,5 @@ def _draw_reach(axes: Axes, reach: Reach, theme: Theme) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("steps that are remembered, the present one included")
     axes.set_ylabel("share of what\nmemory decides\nthat is missing", rotation=0, ha="right", va="center")
-    steps = f"effective memory length: {reach.length} step{'s' if reach.length > 1 else ''}"
-    axes.set_title(steps, loc="right", fontsize=9, color=theme.agents[1])
+    axes.set_title(str(reach), loc="right", fontsize=9, color=theme.agents[1])
     axes.grid(axis="y", color=theme.grid, lw=0.8)

@@ -92,7 +92,7 @@ def plot_adaptation(
     with style(theme):
         figure = Figure(figsize=(7.6, 4.4), dpi=160, layout="constrained")
         axes = figure.add_subplot()
-        lines = _lines(dict(zip(names, curves, strict=True)), attrgetter(statistic), theme)
+        lines = _lines(list(zip(names, curves, strict=True)), attrgetter(statistic), theme)
         _draw(axes, lines, _ceiling(curves[0], statistic), theme)
         axes.set_ylabel(_label(statistic))
         axes.set_xlabel("episode in the trial")
@@ -119,7 +119,7 @@ def plot_splits(
         panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         legend = {}
         for axes, (title, curve) in zip(panels, curves.items(), strict=True):
-            lines = _lines({curve.name: curve}, attrgetter(statistic), theme)
+            lines = _lines([(curve.name, curve)], attrgetter(statistic), theme)
             _draw(axes, lines, _ceiling(curve, statistic), theme, max_ticks=6)
             axes.set_title(title, loc="left", fontweight="bold")
             axes.set_title(f"{curve.num_tasks:,} tasks", loc="right", fontsize=8.5, color=theme.faint)
@@ -153,7 +153,7 @@ def plot_recall(
     with style(theme):
         figure = Figure(figsize=(7.6, 4.2), dpi=160, layout="constrained")
         axes = figure.add_subplot()
-        lines = _lines(dict(zip(names, curves, strict=True)), attrgetter("by_occurrence"), theme)
+        lines = _lines(list(zip(names, curves, strict=True)), attrgetter("by_occurrence"), theme)
         _draw(axes, lines, _ceiling(curves[0], "mean"), theme)
         axes.set_ylabel(_label("mean"))
         axes.set_xlabel("how often its situation has come, this time included")
@@ -164,15 +164,15 @@ def plot_recall(
 
 
 def _lines(
-    curves: "Mapping[str, AdaptationCurve]", scores: "Callable[[AdaptationCurve], Estimate]", theme: Theme
+    curves: "Sequence[tuple[str, AdaptationCurve]]", scores: "Callable[[AdaptationCurve], Estimate]", theme: Theme
 ) -> list[_Line]:
     """References first, so that agents are drawn over them."""
-    references = next((curve.references for curve in curves.values() if curve.references), ())
+    references = next((curve.references for _, curve in curves if curve.references), ())
     lines = []
     for i, curve in enumerate(references):
         color, marker, dashes = _cycle(i, theme.references, _REFERENCE_MARKERS, _DASHES)
         lines.append(_Line(curve.name, scores(curve), color, marker, dashes, is_agent=False))
-    for i, (name, curve) in enumerate(curves.items()):
+    for i, (name, curve) in enumerate(curves):
         color, marker = _cycle(i, theme.agents, _MARKERS)
         lines.append(_Line(name, scores(curve), color, marker, "solid", is_agent=True))
     return lines

@@ -13,13 +13,18 @@ from metarl.trials import Observations, Player, Transition, to_tensor
 from metarl_envs import TaskFamily, TaskSet
 
 FORGOTTEN = 0.05
-"""A history is long enough where no more than this share is left of what forgetting everything before the step changes."""
+"""A history is long enough where no more than this share is missing of what the whole past changes about decisions."""
+NOTHING = 1e-6
+"""Nats per decision below which a memory decides nothing: what is left is rounding."""
+AT_ONCE = 4096
+"""States of the memory that are held at once: those of cores with attention are large."""
 
 
 class Remembered(NamedTuple):
     """One trial of `T` steps as the memory went through it."""
 
     weights: dict[str, np.ndarray]  # [T, K] each: what `MemoryCore.watch` says
+    places: str  # what the K are
     rewards: np.ndarray  # [T]
     episode_ends: np.ndarray  # [T] bool
 
@@ -31,21 +36,30 @@ class Reach:
     steps: np.ndarray
     """Steps that are remembered, the present one included, `[H]`, rising."""
     missing: np.ndarray
-    """Share that is missing with no more than these `[H]`: 1 with the present one alone, 0 with all."""
+    """What is missing with no more than these, `[H]`: 1 with the present one alone, in between also more, 0 with all."""
+    nats: float
+    """What memory changes about a decision: mean divergence of the actions' distribution from that without a past."""
 
     @property
     def length(self) -> int:
-        """The effective memory length: steps, the present one included, with which at most 5 % are missing."""
-        return int(self.steps[np.argmax(self.missing <= FORGOTTEN)])
+        """The effective memory length: steps, the present one included, from which on at most 5 % are missing."""
+        short = np.flatnonzero(self.missing > FORGOTTEN)
+        return int(self.steps[min(short[-1] + 1, len(self.steps) - 1) if len(short) else 0])
+
+    def __str__(self) -> str:
+        if self.nats < NOTHING:
+            return "it decides nothing"
+        steps = f"{self.length} step{'s' if self.length > 1 else ''}"
+        return f"effective length {steps}, where it changes a decision by {self.nats:.2g} nats on average"
 
 
 def check_memory(player: Player) -> None:
     """Raise a `ValueError` unless the player adapts by a memory."""
     policy = getattr(player, "policy", None)
     if not isinstance(policy, TrialPolicy):
-        raise ValueError(f"show_memory must be off: {player.name} does not adapt by a memory")
+        raise ValueError(f"{player.name} does not adapt by a memory: there is none to show")
     if not policy.core.initial_state(1):
-        raise ValueError(f"show_memory must be off: {player.name} has no memory")
+        raise ValueError(f"{player.name} has no memory to show")
 
 
 class Watched:
@@ -108,7 +122,7 @@ def remember(
     for row in range(len(tasks)):
         steps = playing[:, row]
         own = {name: values[steps, row] for name, values in weights.items()}
-        trials.append(Remembered(own, rewards[steps, row], done[steps, row]))
+        trials.append(Remembered(own, watched.policy.core.watched, rewards[steps, row], done[steps, row]))
     return trials
 
 
@@ -120,7 +134,7 @@ def reach(
     *,
     episodes: int | None = None,
     seed: int = 0,
-    decisions: int = 256,
+    decisions: int = 512,
 ) -> Reach:
     """How far back a memory reaches: decisions with the whole trial remembered against its last `h` steps only.
 
@@ -129,47 +143,67 @@ def reach(
 
         sum of KL(p || p_h) over all decisions  /  sum of KL(p || p_1) over all decisions
 
-    Both sums are estimated on `decisions` of them, drawn in proportion to `KL(p || p_1)`: a trial's only decision that
-    hangs on the past is found. `h` runs over a geometric grid; around the effective memory length, over all numbers.
-    A step that is remembered brings what the step before it led to: it is read with the observation.
+    Both sums are estimated on `decisions` of them, half drawn evenly and half in proportion to `KL(p || p_1)`: a trial's
+    only decision that hangs on the past is found. `h` runs over a geometric grid and, where the share falls for good to
+    what counts as nothing, over all numbers. A step that is remembered brings what the step before it led to: it is read
+    with the observation. A memory that is empty in the middle of a trial is something that the policy was not trained
+    with; so what is missing says what this policy needs, not what the task does.
 
     Raises:
         ValueError: when `player` does not adapt by a memory.
     """
+    if decisions < 1:
+        raise ValueError(f"decisions must be at least 1, got {decisions}")
     watched = Watched(player, watch=False)
     play_trials(watched, family, tasks, episodes=episodes, seed=seed, batch_size=len(tasks))
     policy = watched.policy
     inputs = torch.stack(watched.inputs)
     playing = torch.as_tensor(np.stack(watched.playing), device=inputs.device)
     total, rows, _ = inputs.shape
-    fresh = policy.core.initial_state
+
+    def divergence(whole: Tensor, part: Tensor) -> Tensor:
+        return policy.policy_head.kl(whole.double(), part.double()).clamp(min=0)
+
+    def after(windows: Tensor) -> Tensor:
+        """Action parameters at the end of `windows [h, B, ...]` that begin with an empty memory, `[B, ...]`."""
+        ends = []
+        for part in windows.split(AT_ONCE, 1):
+            reset = torch.zeros(part.shape[:2], dtype=torch.bool, device=part.device)
+            ends.append(policy.scan(part, policy.core.initial_state(part.shape[1]), reset)[0][-1])
+        return torch.cat(ends)
+
     nothing = torch.zeros(total, rows, dtype=torch.bool, device=inputs.device)
-    whole = policy.scan(inputs, fresh(rows), nothing)[0]
-    alone = policy.step(inputs.flatten(0, 1), fresh(total * rows))[0].unflatten(0, (total, rows))
-    changes = policy.policy_head.kl(whole, alone).clamp(min=0) * playing
-    if not changes.sum() > 0:
-        return Reach(np.array([1]), np.array([0.0]))
+    whole = policy.scan(inputs, policy.core.initial_state(rows), nothing)[0]
+    alone = after(inputs.flatten(0, 1)[None]).unflatten(0, (total, rows))
+    changes = divergence(whole, alone) * playing
+    nats = float(changes.sum() / playing.sum())
+    if nats < NOTHING:
+        return Reach(np.array([1]), np.array([0.0]), nats)
+    chances = (changes / changes.sum() + playing / playing.sum()).flatten() / 2
     generator = torch.Generator(inputs.device).manual_seed(seed)
-    at = torch.multinomial(changes.flatten().double(), decisions, replacement=True, generator=generator)
+    at = torch.multinomial(chances, decisions, replacement=True, generator=generator)
     time, row = at // rows, at % rows
-    expected, scale = whole[time, row], changes[time, row]
+    expected, weights = whole[time, row], 1 / chances[at]
+    at_all = float((weights * changes[time, row]).sum())
 
     def missing(steps: int) -> float:
         longer = time >= steps  # the others have seen no more than these anyway
         if not longer.any():
             return 0.0
         back = torch.arange(steps - 1, -1, -1, device=inputs.device)[:, None]
-        windows = inputs[time[longer] - back, row[longer]]
-        params = policy.scan(windows, fresh(windows.shape[1]), nothing.new_zeros(windows.shape[:2]))[0][-1]
-        left = policy.policy_head.kl(expected[longer], params).clamp(min=0)
-        return float((left / scale[longer]).sum() / decisions)
+        left = divergence(expected[longer], after(inputs[time[longer] - back, row[longer]]))
+        return float((weights[longer] * left).sum()) / at_all
 
     grid = np.unique(np.geomspace(1, total, 2 + 4 * int(np.log2(total))).round().astype(int)).tolist()
     found = {steps: missing(steps) for steps in grid}
-    after = next(i for i, steps in enumerate(grid) if found[steps] <= FORGOTTEN)
-    low, high = grid[max(after - 1, 0)], grid[after]
-    while high - low > 1:  # the first that is enough, if it stays enough from there on
+    low, high = _last_interval([steps for steps in grid if found[steps] > FORGOTTEN], grid)
+    while high - low > 1:
         middle = (low + high) // 2
         found[middle] = missing(middle)
         low, high = (low, middle) if found[middle] <= FORGOTTEN else (middle, high)
-    return Reach(np.array(sorted(found)), np.array([found[steps] for steps in sorted(found)]))
+    return Reach(np.array(sorted(found)), np.array([found[steps] for steps in sorted(found)]), nats)
+
+
+def _last_interval(short: list[int], grid: list[int]) -> tuple[int, int]:
+    """The last of the grid's steps that are too few, and the one after it."""
+    return (short[-1], grid[grid.index(short[-1]) + 1]) if short else (grid[0], grid[0])

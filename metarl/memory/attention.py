@@ -23,6 +23,8 @@ QUERIES_AT_ONCE = 128
 class WindowCore(MemoryCore):
     """A core that sees a window of steps: one function runs it over many steps in parallel, and over a single one."""
 
+    watched = "steps, the present one on top"
+
     @property
     def places(self) -> int:
         """Past steps in the window: places of its caches."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class MemoryCore(nn.Module):
 
     input_size: int
     output_size: int
+    watched: ClassVar[str] = "units"
+    """What the places are that `watch` tells about."""
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

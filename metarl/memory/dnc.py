@@ -57,6 +57,8 @@ class DNCCore(MemoryCore):
         span: steps that the slowest units of the controller remember for.
     """
 
+    watched = "slots"
+
     def __init__(
         self,
         input_size: int,

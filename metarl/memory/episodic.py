@@ -69,6 +69,8 @@ class EpisodicLSTMCore(MemoryCore):
         span: steps that the slowest units remember for.
     """
 
+    watched = "slots"
+
     def __init__(
         self,
         input_size: int,

@@ -66,6 +66,11 @@ class LSTMCore(MemoryCore):
             y, state = scan_fused(self._kernel, x, state, self.initial_state(x.shape[1]), reset, rows)
         return y.to(x.dtype), tuple(part.to(x.dtype) for part in state)
 
+    @torch.no_grad()
+    def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:
+        """Output "h" and cell state "c", `[B, output_size]`."""
+        return dict(zip("hc", self.step(x, state)[1], strict=True))
+
     def _kernel(self, x: Tensor, state: State, with_tokens: bool) -> tuple[Tensor, State]:
         lstm = self.lstm
         w_in = torch.cat([lstm.weight_ih_l0, self.token_weights], 1) if with_tokens else lstm.weight_ih_l0

@@ -51,6 +51,8 @@ class MANNCore(MemoryCore):
             read from one slot alone.
     """
 
+    watched = "slots"
+
     def __init__(
         self,
         input_size: int,

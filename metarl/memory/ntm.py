@@ -51,6 +51,8 @@ class NTMCore(MemoryCore):
         shift_range: slots that a head can move by in one step, in either direction; 0 is none.
     """
 
+    watched = "slots"
+
     def __init__(
         self,
         input_size: int,

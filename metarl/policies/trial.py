@@ -43,7 +43,8 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         encoder: sizes of tanh layers before the core, one of `core_size` units by default. What a memory must keep is often
             a conjunction: this reward in that state.
         bypass: features `(start, stop)` of the input, observations first, that reach the core as they are as well, before
-            what the encoder makes of it: a barcode that is to be a key (`context_slice` of the episodic core).
+            what the encoder makes of it: a barcode that is to be a key (`context_slice` of the episodic core). Without an
+            encoder all of it reaches the core anyway.
         skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
             core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
         heads: sizes of tanh layers before each of the two outputs.
@@ -80,7 +81,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
             "core_size": core_size,
             "core_kwargs": CORES[core].defaults() | dict(core_kwargs or {}),
             "encoder": list(encoder),
-            "bypass": None if bypass is None else list(bypass),
+            "bypass": list(bypass) if isinstance(bypass, Sequence) else bypass,
             "skip": skip,
             "heads": list(heads),
         }
@@ -89,8 +90,12 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         self.policy_head = make_head(core_size if not heads else heads[-1], action_space)
         input_size = self.extractor.features_dim + self.policy_head.feature_size + 2
         self.encoder = mlp(input_size, encoder)
-        self.bypass = slice(0) if bypass is None else check_slice("bypass", bypass, input_size)
-        encoded_size = (encoder[-1] if encoder else input_size) + self.bypass.stop - (self.bypass.start or 0)
+        encoded_size = encoder[-1] if encoder else input_size
+        self.bypass = None if bypass is None else check_slice("bypass", bypass, input_size)
+        if self.bypass is not None:
+            if not encoder:
+                raise ValueError(f"bypass must be left out where there is no encoder, got {bypass!r}")
+            encoded_size += self.bypass.stop - self.bypass.start
         self.core = CORES[core](encoded_size, core_size, **(core_kwargs or {}))
         self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
         self.policy_trunk = mlp(core_size, heads)
@@ -130,7 +135,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
     def encode(self, inputs: Tensor) -> Tensor:
         """What the core reads, `[..., core.input_size]`."""
         encoded = self.encoder(inputs)
-        return torch.cat([inputs[..., self.bypass], encoded], -1) if self.bypass.stop else encoded
+        return encoded if self.bypass is None else torch.cat([inputs[..., self.bypass], encoded], -1)
 
     # -- outputs -------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,18 @@ def test_returns_by_occurrence(curve):
     assert curve.further_tables() == [(header, rows)]
 
 
+def test_occurrences_that_few_tasks_have_are_left_out_and_references_may_play_fewer_tasks():
+    family = make_family("metarl/BarcodeBandit-v0", num_contexts=4, num_occurrences=5)
+    curve = evaluate(PerfectRecall(family), family, num_tasks=400, episodes=8, reference_tasks=1, seed=1)
+    assert len(curve.by_occurrence.value) == 3  # half of the tasks meet one of four bandits a third time within 8 episodes
+    third = curve.occurrences == 2
+    having = third.any(1)
+    expected = (curve.returns * third).sum(1)[having] / third.sum(1)[having]
+    assert curve.by_occurrence.value[2] == pytest.approx(expected.mean())
+    header, rows = curve.occurrence_rows()
+    assert all(len(row) == len(header) for row in rows)
+
+
 def test_occurrences_are_saved_and_drawn(curve, tmp_path):
     again = AdaptationCurve.load(curve.save_npz(tmp_path / "curve.npz"))
     np.testing.assert_array_equal(again.occurrences, curve.occurrences)

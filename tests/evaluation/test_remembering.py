@@ -56,6 +56,8 @@ def test_a_shift_register_reaches_as_far_back_as_it_is_long(monkeypatch, delay):
 @torch.no_grad()
 def test_what_is_missing_is_the_ratio_of_two_sums_over_all_decisions(core):
     player, tasks = make_player(core), CARDS.sample(6, "test", 0)
+    with torch.no_grad():  # right and sure without a memory most of the time: there a short memory can do great harm
+        player.policy.policy_head.linear.bias.copy_(torch.tensor([4.0, 0.0, 0.0, 0.0]))
     found = reach(player, CARDS, tasks, decisions=20_000)
     policy, head = player.policy, player.policy.policy_head
     records = []
@@ -92,7 +94,19 @@ def test_decisions_that_hang_on_nothing_reach_no_further_than_the_present():
     player = make_player("lstm")
     with torch.no_grad():
         player.policy.policy_head.linear.weight.zero_()
-    assert reach(player, CARDS, CARDS.sample(5, "test", 0)).length == 1
+    found = reach(player, CARDS, CARDS.sample(5, "test", 0))
+    assert (found.length, str(found)) == (1, "it decides nothing")
+
+
+def test_the_length_is_that_from_which_on_nothing_is_missing_any_more():
+    assert Reach(np.arange(1, 6), np.array([1.0, 0.03, 0.4, 0.05, 0.0]), 1.0).length == 4
+    assert Reach(np.array([1]), np.array([0.0]), 0.0).length == 1
+    assert Reach(np.array([1, 2]), np.array([1.0, 0.9]), 1.0).length == 2
+
+
+def test_wrong_numbers_of_decisions():
+    with pytest.raises(ValueError, match="decisions must be at least 1, got 0"):
+        reach(make_player("lstm"), CARDS, CARDS.sample(1, "test", 0), decisions=0)
 
 
 @pytest.mark.parametrize("core", [name for name in CORES if name != "identity"])
@@ -111,7 +125,7 @@ def test_every_core_shows_what_it_does(core, tmp_path):
     inputs = policy_inputs_at_start(player, family, tasks)
     for name, values in player.policy.core.watch(player.policy.encode(inputs), player.policy.core.initial_state(5)).items():
         np.testing.assert_allclose(first[name], values[0], atol=1e-6)
-    plot_memory(trials[0], Reach(np.array([1, 2]), np.array([1.0, 0.0])), tmp_path / "memory.png", title=core)
+    plot_memory(trials[0], Reach(np.array([1, 2]), np.array([1.0, 0.0]), 0.1), tmp_path / "memory.png", title=core)
     assert (tmp_path / "memory.png").stat().st_size > 5000
 
 
@@ -123,13 +137,20 @@ def policy_inputs_at_start(player, family, tasks):
 def test_the_picture_names_weights_and_length():
     player = make_player("ntm")
     (trial,) = remember(player, CARDS, CARDS.sample(1, "test", 0))
-    figure = plot_memory(trial, Reach(np.array([1, 5, 9]), np.array([1.0, 0.4, 0.01])))
-    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes[:4]] == ["reward", "read", "write", "share of what"]
-    assert figure.axes[3].get_title("right") == "effective memory length: 9 steps"
+    figure = plot_memory(trial, Reach(np.array([1, 5, 9]), np.array([1.0, 0.4, 0.01]), 0.12))
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes[:4]] == [
+        "reward",
+        "read",
+        "write",
+        "share of what",
+    ]  # and colour bars
+    assert figure.axes[3].get_title("right") == (
+        "effective length 9 steps, where it changes a decision by 0.12 nats on average"
+    )
 
 
 def test_players_without_a_memory_are_told_apart():
-    with pytest.raises(ValueError, match="show_memory must be off: random does not adapt by a memory"):
+    with pytest.raises(ValueError, match="random does not adapt by a memory: there is none to show"):
         remember(RandomPlayer(CARDS), CARDS, CARDS.sample(1, "test", 0))
-    with pytest.raises(ValueError, match="show_memory must be off: agent has no memory"):
+    with pytest.raises(ValueError, match="agent has no memory to show"):
         reach(make_player("identity"), CARDS, CARDS.sample(1, "test", 0))
