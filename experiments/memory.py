@@ -12,6 +12,7 @@ beside it as a picture, and where situations come back also what is recalled of 
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.config import TrainingConfig
-from metarl.evaluation import AdaptationCurve, plot_recall, reach
+from metarl.evaluation import AdaptationCurve, plot_recall
 from metarl.memory import CORES
-from metarl.training import curve_file, evaluate_run, load_run
+from metarl.training import curve_file, evaluate_run, load_run, show_memory
 
 RUNS = Path("runs/memory")
 POLICIES = {core: name for name, core in RL2PPO.policy_aliases.items()}
@@ -134,12 +135,13 @@ def run_core(name: str, core: str, seed: int) -> dict:
     """Train or continue one core, and score it. Returns its row of the result file; the curve stays in the run folder."""
     folder, row = train_config(make_config(name, core, seed), run_folder(name, core, seed))
     model = load_run(folder)
-    player, family = model.player(), model.family
-    again = family.structure == "barcode_bandit"
+    again = model.family.structure == "barcode_bandit"
     curve = evaluate_run(folder, num_tasks=PROBLEMS[name].num_tasks, references=again, progress_bar=False)
     row = {"core": core, "parameters": sum(p.numel() for p in model.policy.parameters()), "reach": None, **row}
     if model.policy.core.initial_state(1):
-        far = reach(player, family, family.sample(64, "test", 0))
+        picture, far = show_memory(folder, split="test")
+        if again:
+            shutil.copy(picture, RESULTS / f"memory-{name}-{core}-seed{seed}.png")
         row["reach"] = {"length": far.length, "nats": far.nats}
     row["splits"]["test"] = score(curve)
     if curve.by_occurrence is not None:

@@ -48,9 +48,9 @@ class Reach:
 
     def __str__(self) -> str:
         if self.nats < NOTHING:
-            return "it decides nothing"
+            return "nothing is decided by it"
         steps = f"{self.length} step{'s' if self.length > 1 else ''}"
-        return f"effective length {steps}, where it changes a decision by {self.nats:.2g} nats on average"
+        return f"effective length {steps}; a decision changes by {self.nats:.2g} nats on average"
 
 
 def check_memory(player: Player) -> None:

@@ -95,7 +95,7 @@ def test_decisions_that_hang_on_nothing_reach_no_further_than_the_present():
     with torch.no_grad():
         player.policy.policy_head.linear.weight.zero_()
     found = reach(player, CARDS, CARDS.sample(5, "test", 0))
-    assert (found.length, str(found)) == (1, "it decides nothing")
+    assert (found.length, str(found)) == (1, "nothing is decided by it")
 
 
 def test_the_length_is_that_from_which_on_nothing_is_missing_any_more():
@@ -144,9 +144,7 @@ def test_the_picture_names_weights_and_length():
         "write",
         "share of what",
     ]  # and colour bars
-    assert figure.axes[3].get_title("right") == (
-        "effective length 9 steps, where it changes a decision by 0.12 nats on average"
-    )
+    assert figure.axes[3].get_title("right") == ("effective length 9 steps; a decision changes by 0.12 nats on average")
 
 
 def test_players_without_a_memory_are_told_apart():
