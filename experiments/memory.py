@@ -88,11 +88,11 @@ PROBLEMS = {
     ),
     "minigrid-memory": Problem(
         "minigrid_views:MiniGridMemoryS7-v0",
-        600_000,
-        {},
-        {"num_envs": 64, "minibatches": 4},
+        1_000_000,
+        {"num_episodes": 1},
+        {"num_envs": 32},
         core_kwargs={"gtrxl": {"context": 128}},
-        cores=("lstm", "gru", "gtrxl"),
+        cores=("snail", "lstm", "gru", "gtrxl"),
         num_tasks=500,
     ),
     "bandit-5x10": Problem(

@@ -1,7 +1,9 @@
 """The protocol of memory cores: what an agent keeps while time passes."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +66,38 @@ class MemoryCore(nn.Module):
         return {"state" if len(state) == 1 else f"state {i}": part.flatten(1) for i, part in enumerate(state, 1)}
 
 
+class StepCore(MemoryCore):
+    """A core that computes one step after the other, and may have its step compiled.
+
+    Attributes:
+        compiled: scan with the step put through `torch.compile`, which takes about 15 seconds once, needs a C++ compiler,
+            and is 1.4 (MANN) to 2 times (DNC) faster from then on; numbers differ by rounding.
+    """
+
+    compiled: bool = False
+
+    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps, one after the other."""
+        if not self.compiled:
+            return scan_by_steps(self, x, state, reset)
+        with warnings.catch_warnings():  # the compiler looks at the gradients of everything that it is given
+            warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+            return scan_by_steps(self, x, state, reset, _compiled_step(type(self)))
+
+
+@cache
+def _compiled_step(core: type[StepCore]) -> Callable[[StepCore, Tensor, State], tuple[Tensor, State]]:
+    return torch.compile(core.step)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """`value` if it is true or false, else a `ValueError`."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
 def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
     """`value` if it is an integer from `least` to `most`, else a `ValueError`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
@@ -99,14 +133,17 @@ def name_heads(name: str, weights: Tensor) -> dict[str, Tensor]:
     return {f"{name} {head + 1}": w for head, w in enumerate(weights.unbind(1))}
 
 
-def scan_by_steps(core: MemoryCore, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
-    """`core.scan` as a loop over `core.step`, for cores that cannot do better."""
+def scan_by_steps(
+    core: MemoryCore, x: Tensor, state: State, reset: Tensor | None, step: Callable | None = None
+) -> tuple[Tensor, State]:
+    """`core.scan` as a loop over `core.step`, or a `step(core, x, state)` that does the same."""
+    step = step or type(core).step
     some = [False] * len(x) if reset is None else reset.any(1).tolist()
     outputs = []
     for t, (now, cleared) in enumerate(zip(x.unbind(), some, strict=True)):  # the gradient of x[t] is as large as x
         if cleared:
             state = core.restart(state, reset[t])
-        y, state = core.step(now, state)
+        y, state = step(core, now, state)
         outputs.append(y)
     return torch.stack(outputs), state
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.memory.base import SPAN, MemoryCore, State, check_count, name_heads, scan_by_steps
+from metarl.memory.base import SPAN, State, StepCore, check_count, check_flag, name_heads
 from metarl.memory.lstm import LSTMCore
 
 EPSILON = 1e-6
 
 
-class DNCCore(MemoryCore):
+class DNCCore(StepCore):
     """LSTM controller with `N` slots of size `W`, one write head and `R` read heads.
 
     One step, where `w` is the last write weights `[N]`, `r_k` the last read weights `[N]` of head `k`, `M [N, W]` the
@@ -55,6 +55,7 @@ class DNCCore(MemoryCore):
         slot_size: `W`, numbers in a slot.
         num_reads: `R`, read heads.
         span: steps that the slowest units of the controller remember for.
+        compiled: see `StepCore`.
     """
 
     watched = "slots"
@@ -67,10 +68,12 @@ class DNCCore(MemoryCore):
         slot_size: int = 16,
         num_reads: int = 1,
         span: float = SPAN,
+        compiled: bool = False,
     ):
         super().__init__()
         for name, value in {"num_slots": num_slots, "slot_size": slot_size, "num_reads": num_reads}.items():
             check_count(name, value)
+        self.compiled = check_flag("compiled", compiled)
         self.input_size = input_size
         self.output_size = output_size
         self.num_slots = num_slots
@@ -108,10 +111,6 @@ class DNCCore(MemoryCore):
         words = (read @ slots).flatten(1)
         y = self.output(torch.cat([h, words], -1))
         return y, (h, c, slots, usage, link, precedence, write, read, words)
-
-    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """A loop over steps: the controller reads what the step before found."""
-        return scan_by_steps(self, x, state, reset)
 
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:

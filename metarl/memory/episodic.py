@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from metarl.memory.base import SPAN, MemoryCore, State, check_count, check_slice, check_span, clear
+from metarl.memory.base import SPAN, MemoryCore, State, check_count, check_flag, check_slice, check_span, clear
 
 EPSILON = 1e-6
 
@@ -93,8 +93,6 @@ class EpisodicLSTMCore(MemoryCore):
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
         if not isinstance(same, int | float) or isinstance(same, bool) or not 0 < same <= 1:
             raise ValueError(f"same must be above 0 and at most 1, got {same!r}")
-        if not isinstance(outlives_reset, bool):
-            raise ValueError(f"outlives_reset must be true or false, got {outlives_reset!r}")
         self.input_size = input_size
         self.output_size = output_size
         self.num_slots = num_slots
@@ -102,7 +100,7 @@ class EpisodicLSTMCore(MemoryCore):
         self.key_size = key_size if self.context is None else self.context.stop - self.context.start
         self.neighbours = neighbours or num_slots
         self.same = same
-        self.outlives_reset = outlives_reset
+        self.outlives_reset = check_flag("outlives_reset", outlives_reset)
         self.to_key = nn.Linear(input_size, self.key_size, bias=False) if self.context is None else None
         self.sharpness = nn.Parameter(torch.tensor(10.0)) if kernel == "cosine" else None
         self.from_input = nn.Linear(input_size, 5 * output_size)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metarl.memory.base import SPAN, MemoryCore, State, check_span, scan_fused
+from metarl.memory.base import SPAN, MemoryCore, State, check_flag, check_span, scan_fused
 
 SATURATE = 1e4
 """A gate's pre-activation at which the sigmoid is exactly 0 (negative) or 1 (positive) in float32."""
@@ -29,9 +29,7 @@ class LSTMCore(MemoryCore):
 
     def __init__(self, input_size: int, output_size: int, span: float = SPAN, bfloat16: bool = False):
         super().__init__()
-        if not isinstance(bfloat16, bool):
-            raise ValueError(f"bfloat16 must be true or false, got {bfloat16!r}")
-        self.bfloat16 = bfloat16
+        self.bfloat16 = check_flag("bfloat16", bfloat16)
         self.input_size = input_size
         self.output_size = output_size
         self.lstm = nn.LSTM(input_size, output_size)

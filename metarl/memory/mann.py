@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from metarl.memory.base import MemoryCore, State, check_count, name_heads, scan_by_steps
+from metarl.memory.base import State, StepCore, check_count, check_flag, name_heads
 from metarl.memory.ntm import EMPTY, control, controller, cosine
 
 FIRST_USAGE = 0.01
 """Of the last slot, at the start."""
 
 
-class MANNCore(MemoryCore):
+class MANNCore(StepCore):
     """An LSTM controller that writes to slots that it read last or that are least used, and reads by content.
 
     With `N` slots of size `W` and `n` heads, the state is `(h, c, r, wr, wu, M)`: controller `h, c` `[B, output_size]`, read
@@ -49,6 +49,7 @@ class MANNCore(MemoryCore):
         decay: what is left of a slot's usage after a step, from 0 to below 1.
         strengths: multiply each head's cosines by `1 + softplus(.)` of a number from the controller, so that a head can
             read from one slot alone.
+        compiled: see `StepCore`.
     """
 
     watched = "slots"
@@ -62,8 +63,10 @@ class MANNCore(MemoryCore):
         num_reads: int = 4,
         decay: float = 0.95,
         strengths: bool = False,
+        compiled: bool = False,
     ):
         super().__init__()
+        self.compiled = check_flag("compiled", compiled)
         self.input_size = input_size
         self.output_size = output_size
         self.num_slots = check_count("num_slots", num_slots)
@@ -73,10 +76,8 @@ class MANNCore(MemoryCore):
             raise ValueError(f"num_reads must be at most num_slots = {num_slots}, got {num_reads!r}")
         if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
-        if not isinstance(strengths, bool):
-            raise ValueError(f"strengths must be true or false, got {strengths!r}")
         self.decay = float(decay)
-        self.strengths = strengths
+        self.strengths = check_flag("strengths", strengths)
         self.controller = controller(input_size + num_reads * slot_size, output_size)
         self.to_heads = nn.Linear(output_size, num_reads * (slot_size + 1 + strengths))
         self.to_output = nn.Linear(output_size + num_reads * slot_size, output_size)
@@ -95,10 +96,6 @@ class MANNCore(MemoryCore):
         """One step: controller, writing, reading."""
         y, state, _ = self._advance(x, state)
         return y, state
-
-    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """All steps, one after the other: each depends on what the last one read."""
-        return scan_by_steps(self, x, state, reset)
 
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:

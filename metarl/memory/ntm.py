@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.memory.base import MemoryCore, State, check_count, name_heads, scan_by_steps
+from metarl.memory.base import State, StepCore, check_count, check_flag, name_heads
 
 EMPTY = 1e-6
 """What every cell of the memory holds at the start."""
@@ -23,7 +23,7 @@ CLIP = 20.0
 """Largest size of what the controller sends to a head."""
 
 
-class NTMCore(MemoryCore):
+class NTMCore(StepCore):
     """An LSTM controller with heads that read and write a memory of `num_slots` vectors.
 
     With `N` slots of size `W`, `R` read and `K` write heads, `H = R + K`, the state is `(h, c, r, w, M)`: controller `h, c`
@@ -49,6 +49,7 @@ class NTMCore(MemoryCore):
         num_reads: read heads, `R`.
         num_writes: write heads, `K`.
         shift_range: slots that a head can move by in one step, in either direction; 0 is none.
+        compiled: see `StepCore`.
     """
 
     watched = "slots"
@@ -62,8 +63,10 @@ class NTMCore(MemoryCore):
         num_reads: int = 1,
         num_writes: int = 1,
         shift_range: int = 1,
+        compiled: bool = False,
     ):
         super().__init__()
+        self.compiled = check_flag("compiled", compiled)
         self.input_size = input_size
         self.output_size = output_size
         self.num_slots = check_count("num_slots", num_slots)
@@ -104,10 +107,6 @@ class NTMCore(MemoryCore):
         reads = reading @ memory
         y = self.to_output(torch.cat([h, reads.flatten(1)], 1))
         return y, (h, c, reads, weights, memory)
-
-    def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """All steps, one after the other: each is addressed by what the last one read."""
-        return scan_by_steps(self, x, state, reset)
 
     @torch.no_grad()
     def watch(self, x: Tensor, state: State) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metarl.distributions import make_head
 from metarl.memory import CORES, State
-from metarl.memory.base import check_slice
+from metarl.memory.base import check_flag, check_slice
 from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, mlp, preprocess
 from metarl.trials import TensorObs
 
@@ -71,8 +71,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
             raise ValueError(f"core must be one of {', '.join(CORES)}, got {core!r}")
         encoder = (core_size,) if encoder is None else encoder
         check_sizes(encoder=encoder, heads=heads)
-        if not isinstance(skip, bool):
-            raise ValueError(f"skip must be true or false, got {skip!r}")
+        check_flag("skip", skip)
         if core_kwargs is not None and not isinstance(core_kwargs, Mapping):
             raise ValueError(f"core_kwargs must be a mapping, got {core_kwargs!r}")
         features_extractor_class = features_extractor_class or default_extractor(observation_space)

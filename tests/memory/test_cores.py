@@ -162,6 +162,22 @@ def test_no_nan_in_a_hundred_thousand_steps(name):
         assert all(p.grad.isfinite().all() for p in core.parameters())
 
 
+@pytest.mark.parametrize(
+    "name", ["mann", pytest.param("ntm", marks=pytest.mark.slow), pytest.param("dnc", marks=pytest.mark.slow)]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, while it loads its compiler
+def test_compiled_steps_give_the_same(name):
+    results = []
+    for compiled in (False, True):
+        core = make(name, compiled=compiled)
+        x, reset = data("middle")
+        x.requires_grad_()
+        y, _ = core.scan(x, core.initial_state(B), reset)  # slots that are used alike may trade places in the state
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *core.parameters()])))
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("value", [1, 0, -3, 9, 2.0, True, "4", None])
 def test_counts_are_checked(value):
     with pytest.raises(ValueError, match=f"places must be an integer from 2 to 8, got {value!r}"):
