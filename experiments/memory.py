@@ -53,10 +53,11 @@ class Problem:
     """Held-out tasks."""
 
 
+COMPILED = {name: {"compiled": True} for name in ("ntm", "mann", "dnc")}
 WIDE = {
-    "ntm": {"num_slots": 64},
-    "mann": {"num_slots": 64},
-    "dnc": {"num_slots": 64},
+    "ntm": {"num_slots": 64, "compiled": True},
+    "mann": {"num_slots": 64, "compiled": True},
+    "dnc": {"num_slots": 64, "compiled": True},
     "episodic": {"num_slots": 64},
     "gtrxl": {"context": 128},
     "key_value": {"num_slots": 128},
@@ -66,7 +67,7 @@ WIDE = {
 PROBLEMS = {
     "repeat-previous": Problem("metarl/RepeatPrevious-v0", 1_000_000),
     "repeat-first": Problem("metarl/RepeatFirst-v0", 1_000_000),
-    "count-recall": Problem("metarl/CountRecall-v0", 1_000_000),
+    "count-recall": Problem("metarl/CountRecall-v0", 1_000_000, core_kwargs=COMPILED),
     "autoencode": Problem("metarl/Autoencode-v0", 2_000_000, core_kwargs=WIDE),
     "t-maze": Problem(
         "metarl/TMaze-v0",
