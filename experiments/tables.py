@@ -35,7 +35,7 @@ TARGETS = [
     Target("bandit-5x100", "Bernoulli bandit, 5 arms, 100 pulls", "78.7 (RL²), 78.3 (Gittins)", 78.3),
     Target("two-armed-uniform", "Two-armed dependent bandit, 100 pulls: regret", "1.21 (Bayes)", 1.3 * 1.21, "regret"),
     Target("tabular-10", "Tabular MDP, 10 episodes, 128 units", "156.2 (RL²), 159.1 (SNAIL)", 157.3),
-    Target("tabular-10-large", "Tabular MDP, 10 episodes, 256 units, likeliest actions", "156.2 (RL²), 159.1 (SNAIL)", 157.3),
+    Target("tabular-10-large", "Tabular MDP, 10 episodes, 256 units, likeliest action", "156.2 (RL²), 159.1 (SNAIL)", 157.3),
     Target("gridnavi", "GridNavi, 5 held-out goals: the lower of episodes 3 and 4", "", 10.0, "episodes 3, 4"),
     Target(
         "gridnavi-all",
