@@ -76,7 +76,7 @@ class Recall:
 
     width, classes, times, blur = 8, 5, 10, 0.2
     inputs, outputs = width + classes, classes
-    steps = 5_000
+    steps = 30_000
 
     def loss(self, reader: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
         """Per step."""
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--core", choices=CORES, default="ntm", help="any of metarl.memory.CORES")
     parser.add_argument("--size", type=int, default=100, help="the core's output size (default: 100, the papers')")
     parser.add_argument("--core-kwargs", type=json.loads, default={}, help="further ones, such as '{\"num_reads\": 2}'")
-    parser.add_argument("--steps", type=int, help="batches to learn from (default: 20,000 to copy, 5,000 to recall)")
+    parser.add_argument("--steps", type=int, help="batches to learn from (default: 20,000 to copy, 30,000 to recall)")
     parser.add_argument("--batch", type=int, default=16, help="sequences in each")
     parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate")
     parser.add_argument("--clip", type=float, default=10.0, help="largest norm of the gradient")
