@@ -10,6 +10,7 @@ from metarl.distributions import CategoricalHead, GaussianHead
 from metarl.policies import AdaptedPolicy, TrialPolicy
 from metarl.trials import TensorObs, Trials, check_finite, to_tensor
 from metarl_envs import TaskSet, TaskVectorEnv
+from metarl_envs.family import Arrays
 
 
 @torch.no_grad()
@@ -24,6 +25,7 @@ def collect_trials(
     generator: torch.Generator,
     tasks: TaskSet | None = None,
     whole: bool = False,
+    read_task: Callable[[Arrays], np.ndarray] | None = None,
     on_step: Callable[[np.ndarray, np.ndarray], bool] = lambda rewards, trial_over: True,
 ) -> Trials | None:
     """Play `num_steps` steps in every slot, a new task at each trial's start, or one trial in each of given tasks.
@@ -42,6 +44,7 @@ def collect_trials(
         tasks: one per slot, to stay in. Then collection ends as soon as all slots have played one trial; those that are
             done sooner play on in their task, and `Trials.first` tells their first trial from what came after it.
         whole: play all `num_steps` nevertheless, for records of one shape.
+        read_task: the parameters of tasks as numbers `[B, P]`, for a value function that is told them.
         on_step: called after every step with its rewards and the ends of trials, both `[B]`; False stops at once.
 
     Returns:
@@ -55,6 +58,7 @@ def collect_trials(
     drawn = family.sample(num_slots, split, rng) if tasks is None else tasks
     observations, _ = envs.reset(seed=seed, options={"tasks": drawn})
     observations = to_tensor(observations, device)
+    task = next_task = None if read_task is None else torch.as_tensor(read_task(drawn.params), device=device)
     memory = policy.initial_memory(num_slots)
     episode = np.zeros(num_slots, np.int64)
     played = np.zeros(num_slots, bool)  # a whole trial
@@ -63,7 +67,7 @@ def collect_trials(
     head = policy.policy_head
 
     for t in range(num_steps):
-        params, values, core = policy.act(observations, memory)
+        params, values, core = policy.act(observations, memory, task)
         actions = head.sample(params, generator)
         successors, rewards, terminated, truncated, _ = envs.step(head.to_env(actions))
         check_finite(rewards, envs, t)
@@ -79,18 +83,20 @@ def collect_trials(
         bootstrap = None
         if (truncated & trial_over).any():
             cut = torch.as_tensor(truncated & trial_over, device=device)
-            bootstrap = policy.value_if_it_went_on(to_tensor(successors, device), after) * cut
+            bootstrap = policy.value_if_it_went_on(to_tensor(successors, device), after, task) * cut
         next_starts = np.stack([done, trial_over])
         if done.any():
             if trial_over.any():
                 if tasks is None:
                     envs.set_tasks(family.sample(int(trial_over.sum()), split, rng), trial_over)
+                    if read_task is not None:
+                        next_task = torch.as_tensor(read_task(envs.tasks.params), device=device)
                 episode[trial_over] = 0
             successors, _ = envs.reset(options={"reset_mask": done})
         next_observations = to_tensor(successors, device)
         if finished and not trial_over.all():
             unfinished = torch.as_tensor(~trial_over, device=device)
-            rest = policy.act(next_observations, after)[1] * unfinished
+            rest = policy.act(next_observations, after, task)[1] * unfinished
             bootstrap = rest if bootstrap is None else bootstrap + rest
 
         record.write(
@@ -98,12 +104,13 @@ def collect_trials(
             observations=observations,
             actions=actions,
             params=params,
+            task=task,
             values=values,
             bootstrap=bootstrap,
             rewards=rewards,
             flags=(terminated, truncated, *starts, last),
         )
-        observations, starts = next_observations, next_starts
+        observations, starts, task = next_observations, next_starts, next_task
         memory = policy.forget(after, trial_over) if trial_over.any() else after
         if not on_step(rewards, over):
             return None
@@ -123,10 +130,12 @@ class _Recorder:
         self.observations: TensorObs | None = None
         self.actions: Tensor | None = None
         self.params: Tensor | None = None
+        self.task: Tensor | None = None
 
-    def write(self, t, *, observations, actions, params, values, bootstrap, rewards, flags) -> None:
+    def write(self, t, *, observations, actions, params, task, values, bootstrap, rewards, flags) -> None:
         if self.actions is None:
             self.actions, self.params = self._like(actions), self._like(params)
+            self.task = None if task is None else self._like(task)
             is_dict = isinstance(observations, dict)
             self.observations = {k: self._like(v) for k, v in observations.items()} if is_dict else self._like(observations)
         if isinstance(observations, dict):
@@ -136,6 +145,8 @@ class _Recorder:
             self.observations[t] = observations
         self.actions[t] = actions
         self.params[t] = params
+        if task is not None:
+            self.task[t] = task
         self.floats[0, t] = values
         if bootstrap is not None:
             self.floats[1, t] = bootstrap
@@ -165,4 +176,5 @@ class _Recorder:
             trial_end=trial_end,
             bootstrap=bootstrap,
             values=values,
+            task=None if self.task is None else self.task[:num_steps],
         )

@@ -84,6 +84,7 @@ class Trials:
     bootstrap: Tensor
     log_probs: Tensor
     values: Tensor
+    task: Tensor | None = None  # [T, B, P], the task as numbers, where a value function reads it
 
     def previous(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Previous action, reward, done, and whether there is a previous step in the trial: `Memory`'s, `[T, B, ...]`."""

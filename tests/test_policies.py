@@ -206,7 +206,9 @@ def test_minibatches_of_rows_add_up():
         start = {name: value.clone() for name, value in policy.named_parameters()}
         config = RL2Config(num_envs=B, epochs=1, minibatches=minibatches, max_grad_norm=1e9, return_rate=0.0)
         double = policy.double()
-        trials = type(trials)(**{k: v.double() if v.is_floating_point() else v for k, v in vars(trials).items()})
+        trials = type(trials)(
+            **{k: v.double() if v is not None and v.is_floating_point() else v for k, v in vars(trials).items()}
+        )
         update(double, trials, config, 0.0, np.random.default_rng(0))
         moved = [(value - start[name].double()) / 1e-7 for name, value in double.named_parameters()]
         gradients.append(torch.cat([m.flatten() for m in moved]) / minibatches)

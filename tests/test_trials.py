@@ -104,7 +104,7 @@ class Spy(TrialPolicy):
         super().__init__(family.observation_space, family.action_space, core_size=6, **kwargs)
         self.calls, self.steps = [], []
 
-    def act(self, observations, memory):
+    def act(self, observations, memory, task=None):
         inputs = self.inputs(observations, *memory[1:])
         params, values, core = self.step(inputs, memory.core)
         self.calls.append({"inputs": inputs, "before": memory.core, "after": core})

@@ -1,8 +1,10 @@
 """RL²: a recurrent policy that learns within a trial by its memory, trained across trials by PPO.
 
 Duan et al. 2016, "RL²: Fast reinforcement learning via slow reinforcement learning"; Wang et al. 2016, "Learning to
-reinforcement learn". Departures: PPO (Schulman et al. 2017) in place of TRPO and A3C, Pop-Art value outputs, and a
-curriculum over the trial's length as an option.
+reinforcement learn". Departures: PPO (Schulman et al. 2017) in place of TRPO and A3C, Pop-Art value outputs, and as options
+a curriculum over the trial's length and a value function that is told the task: `critic_sees_task`, an asymmetric
+actor-critic (Pinto et al. 2018) that reads the task beside the memory, not in its place, and so leaves the policy's
+gradient unbiased (Baisero & Amato 2022).
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learner import as_batch, split_trial_observation, unpack_memory
 from metarl.algorithms.players import MemoryPlayer
 from metarl.algorithms.schedules import final_rate, geometric, set_learning_rate
+from metarl.algorithms.task_parameters import TaskParameters
 from metarl.collection import collect_trials
 from metarl.policies import TrialPolicy
 from metarl.returns import gae
@@ -56,6 +59,8 @@ class RL2Config:
     """Weight of the entropy bonus at the start."""
     final_entropy_coef: float = 0.0
     """Weight of the entropy bonus at the end; it moves linearly."""
+    critic_sees_task: bool = False
+    """Tell the value function, which only training needs, the task's parameters: advantages without the luck of the task."""
     value_coef: float = 0.5
     """Weight of the value loss, in normalised units."""
     max_grad_norm: float = 0.5
@@ -108,6 +113,7 @@ class RL2PPO(MetaAlgorithm):
     config_class = RL2Config
     config: RL2Config
     policy: TrialPolicy
+    _task_parameters: TaskParameters | None = None
     policy_aliases: ClassVar[dict[str, Any]] = {
         "LstmPolicy": "lstm",
         "GruPolicy": "gru",
@@ -126,6 +132,8 @@ class RL2PPO(MetaAlgorithm):
         core = self.policy_class if isinstance(self.policy_class, str) else None
         make = TrialPolicy if core else self.policy_class
         kwargs = {"core": core, **self.policy_kwargs} if core else self.policy_kwargs
+        if self._task_parameters is not None:
+            kwargs = {**kwargs, "task_size": len(self._task_parameters.mean)}
         policy = make(self.observation_space, self.action_space, **kwargs)
         policy.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
         return policy
@@ -143,7 +151,17 @@ class RL2PPO(MetaAlgorithm):
             raise ValueError(
                 f"curriculum_start must be at most episodes_per_trial ({episodes}), got {config.curriculum_start}"
             )
+        self._task_parameters = self._read_tasks(family) if config.critic_sees_task else None
         super()._take_family(family)
+
+    def _read_tasks(self, family: TaskFamily) -> TaskParameters:
+        parameters, before = TaskParameters(family), self._task_parameters
+        if before is not None and len(parameters.mean) != len(before.mean):
+            raise ValueError(
+                f"env must have {len(before.mean)} numbers as task parameters, which critic_sees_task reads, "
+                f"got {len(parameters.mean)}"
+            )
+        return parameters
 
     # -- one iteration -------------------------------------------------------------------------------------------
 
@@ -179,6 +197,7 @@ class RL2PPO(MetaAlgorithm):
             split=self.config.train_split,
             rng=self.rngs["tasks"],
             generator=self.generator,
+            read_task=self._task_parameters,
             on_step=on_step,
         )
         callback.update_locals(locals())
@@ -297,7 +316,8 @@ def loss_terms(
     policy: TrialPolicy, trials: Trials, rows: Tensor, inputs: Tensor, advantages: Tensor, targets: Tensor, clip_range: float
 ) -> dict[str, Tensor]:
     """Policy loss, value loss, entropy and divergence from the acting policy, each a mean over `rows` of trials."""
-    params, values = policy.scan(inputs, policy.core.initial_state(len(rows)), trials.trial_start[:, rows])
+    task = None if trials.task is None else trials.task[:, rows]
+    params, values = policy.scan(inputs, policy.core.initial_state(len(rows)), trials.trial_start[:, rows], task)
     log_probs = policy.policy_head.log_prob(params, trials.actions[:, rows])
     old_log_probs = trials.log_probs[:, rows]
     with torch.no_grad():

@@ -155,7 +155,7 @@ class AdaptedPolicy:
     def initial_memory(self, batch_size: int) -> None:
         """Nothing."""
 
-    def act(self, observations: TensorObs, memory: None) -> tuple[Tensor, Tensor, None]:
+    def act(self, observations: TensorObs, memory: None, task: None = None) -> tuple[Tensor, Tensor, None]:
         """Action parameters `[B, ...]`, values `[B]` (zeros without a value network), and nothing."""
         policy = self.policy
         inputs = map_leaves(policy.preprocessed(observations, 1), lambda x: x.unflatten(0, (self.num_tasks, -1)))
@@ -171,7 +171,7 @@ class AdaptedPolicy:
     def forget(self, memory: None, rows: np.ndarray) -> None:
         """Nothing."""
 
-    def value_if_it_went_on(self, observations: TensorObs, memory: None) -> Tensor:
+    def value_if_it_went_on(self, observations: TensorObs, memory: None, task: None = None) -> Tensor:
         """Values `[B]`."""
         return self.act(observations, memory)[1]
 

@@ -32,7 +32,8 @@ class TrialPolicy(NormalisedValue, BasePolicy):
 
     The input at every step is (observation, previous action, previous reward, previous done). The last three are zero
     at the first step of a TRIAL only: at the first step of a later episode they tell how the one before ended. The
-    policy and the value function share encoder and core.
+    policy and the value function share encoder and core. In training the value function may also be told the task
+    (`task_size`); nothing else needs it.
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a flat `Dict` of these.
@@ -48,6 +49,8 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         skip: let the outputs read the core's input beside its output, through a tanh layer of `core_size` units. A gated
             core lets a new input through slowly, and what to do often hangs on memory AND present observation together.
         heads: sizes of tanh layers before each of the two outputs.
+        task_size: numbers that describe the task, for the value function alone to read beside the memory; 0 for none. Then
+            it has layers of its own before its output, two of `core_size` units where `heads` names none.
         features_extractor_class: as in Stable-Baselines3; flattens by default.
         features_extractor_kwargs: arguments of its constructor.
     """
@@ -64,6 +67,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         bypass: Sequence[int] | None = None,
         skip: bool = True,
         heads: Sequence[int] = (),
+        task_size: int = 0,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
     ):
@@ -98,8 +102,10 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         self.core = CORES[core](encoded_size, core_size, **(core_kwargs or {}))
         self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
         self.policy_trunk = mlp(core_size, heads)
-        self.value_trunk = mlp(core_size, heads)
-        self.value_head = nn.Linear(heads[-1] if heads else core_size, 1)
+        self.task_size = task_size
+        value_layers = heads or ((core_size, core_size) if task_size else ())
+        self.value_trunk = mlp(core_size + task_size, value_layers)
+        self.value_head = nn.Linear(value_layers[-1] if value_layers else core_size, 1)
         self.make_value_scale()
         with torch.no_grad():  # start near the uniform policy and a zero value
             for layer in (self.policy_head.linear, self.value_head):
@@ -138,19 +144,20 @@ class TrialPolicy(NormalisedValue, BasePolicy):
 
     # -- outputs -------------------------------------------------------------------------------------------------
 
-    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """One step: action parameters `[B, ...]`, values `[B]` and the core's next state."""
+    def step(self, inputs: Tensor, state: State, task: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
+        """One step: action parameters `[B, ...]`, values `[B]` (zeros if these need `task [B, P]`) and the core's state."""
         x = self.encode(inputs)
         y, state = self.core.step(x, state)
         y = self._read(x, y)
-        return self._action_params(y), self.denormalise(self._values(y)), state
+        known = task is not None or not self.task_size
+        return self._action_params(y), self.denormalise(self._values(y, task)) if known else y.new_zeros(len(y)), state
 
-    def scan(self, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor]:
+    def scan(self, inputs: Tensor, state: State, reset: Tensor, task: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
         x = self.encode(inputs)
         y, _ = self.core.scan(x, state, reset)
         y = self._read(x, y)
-        return self._action_params(y), self._values(y)
+        return self._action_params(y), self._values(y, task)
 
     def _read(self, x: Tensor, y: Tensor) -> Tensor:
         return y if self.readout is None else self.readout(torch.cat([x, y], -1))
@@ -158,8 +165,8 @@ class TrialPolicy(NormalisedValue, BasePolicy):
     def _action_params(self, y: Tensor) -> Tensor:
         return self.policy_head(self.policy_trunk(y))
 
-    def _values(self, y: Tensor) -> Tensor:
-        return self.value_head(self.value_trunk(y))[..., 0]
+    def _values(self, y: Tensor, task: Tensor | None) -> Tensor:
+        return self.value_head(self.value_trunk(y if task is None else torch.cat([y, task], -1)))[..., 0]
 
     # -- acting --------------------------------------------------------------------------------------------------
 
@@ -175,26 +182,27 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         actions = torch.zeros(batch_size, *shape, dtype=dtype, device=self.device)
         return Memory(self.core.initial_state(batch_size), actions, zeros, zeros, zeros)
 
-    def act(self, observations: TensorObs, memory: Memory) -> tuple[Tensor, Tensor, State]:
-        """Action parameters, values `[B]` and the core's next state after seeing `observations`."""
-        return self.step(self.inputs(observations, *memory[1:]), memory.core)
+    def act(self, observations: TensorObs, memory: Memory, task: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
+        """Action parameters, values `[B]` (see `step`) and the core's next state after seeing `observations`."""
+        return self.step(self.inputs(observations, *memory[1:]), memory.core, task)
 
     def remember(self, core: State, actions: Tensor, rewards: np.ndarray, done: np.ndarray) -> Memory:
         """The memory after a step: `core` from `act`, and what came of `actions`."""
-        rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
-        done = torch.as_tensor(done, dtype=torch.float32, device=self.device)
+        device = actions.device  # `self.device` walks through all modules, which costs a tenth of a step
+        rewards = torch.as_tensor(rewards, dtype=torch.float32, device=device)
+        done = torch.as_tensor(done, dtype=torch.float32, device=device)
         return Memory(core, actions, rewards, done, torch.ones_like(rewards))
 
     def forget(self, memory: Memory, rows: np.ndarray) -> Memory:
         """The memory with `rows [B]` (bool) as at the start of a trial."""
-        keep = torch.as_tensor(~rows, device=self.device)
+        keep = torch.as_tensor(~rows, device=memory.started.device)
         core = self.core.restart(memory.core, ~keep)
         return memory._replace(core=core, started=memory.started * keep)
 
-    def value_if_it_went_on(self, observations: TensorObs, memory: Memory) -> Tensor:
+    def value_if_it_went_on(self, observations: TensorObs, memory: Memory, task: Tensor | None = None) -> Tensor:
         """What is expected from `observations [B, ...]` on, had the episode not been cut before them."""
         memory = memory._replace(previous_done=torch.zeros_like(memory.previous_done))
-        return self.act(observations, memory)[1]
+        return self.act(observations, memory, task)[1]
 
     def forward(self, observations: TensorObs, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """As `act`."""
