@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from reproduce import RESULTS, score, train_config, trained_with
+from reproduce import RESULTS, score, train_config, trained_as
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.algorithms.rl2 import RL2PPO
@@ -166,7 +166,7 @@ def read_rows(name: str) -> dict[tuple[str, int], dict]:
     return {
         (row["core"], row["seed"]): row
         for row in rows
-        if row["trained_with"] == trained_with(make_config(name, row["core"], row["seed"]))
+        if trained_as(row["trained_with"], make_config(name, row["core"], row["seed"]))
     }
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce import PRESETS, RESULTS, score, train_config
+from reproduce import PRESETS, RESULTS, score, train_config, trained_as, trained_with
 from stable_baselines3 import PPO
 
 from metarl.algorithms.baselines import OraclePlayer, StablePlayer, train_ppo
@@ -171,10 +171,15 @@ def run_seed(name: str, seed: int, splits: Sequence[str]) -> dict:
 def _trained_with(name: str, seed: int) -> dict:
     """All that decides what is trained, as JSON gives it back."""
     family = FAMILIES[name]
-    plain = {method: config.plain() for method, config in configs(family, seed).items()}
-    for config in plain.values():
-        del config["evaluation"]
+    plain = {method: trained_with(config) for method, config in configs(family, seed).items()}
     return json.loads(json.dumps({"configs": plain, "ppo": family.ppo, "episodes": family.episodes}))
+
+
+def _trained_as(recorded: dict, name: str, seed: int) -> bool:
+    """Whether that is what would be trained now; settings that came later had their defaults."""
+    asked, now = configs(FAMILIES[name], seed), _trained_with(name, seed)
+    same = all(trained_as(recorded["configs"].get(method), config) for method, config in asked.items())
+    return same and {**recorded, "configs": None} == {**now, "configs": None}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     path = RESULTS / f"methods-{options.family}.json"
     rows = {row["seed"]: row for row in json.loads(path.read_text())["seeds"]} if path.exists() else {}
-    rows = {seed: row for seed, row in rows.items() if row["trained_with"] == _trained_with(options.family, seed)}
+    rows = {seed: row for seed, row in rows.items() if _trained_as(row["trained_with"], options.family, seed)}
     for seed in options.seeds:
         rows[seed] = run_seed(options.family, seed, options.splits)
         result = {

@@ -9,7 +9,6 @@ the README's tables.
 """
 
 import argparse
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -21,10 +20,10 @@ import numpy as np
 import torch
 
 import metarl
-from metarl.config import TrainingConfig
+from metarl.config import RunConfig, TrainingConfig, read_config
+from metarl.plain import from_plain
 from metarl.progress import Progress
-from metarl.run_folder import RunFolder
-from metarl.training import evaluate_run, load_run, resume, run_config, train
+from metarl.training import evaluate_run, load_run, resume, train
 
 RESULTS = Path(__file__).parent / "results"
 PRESETS = Path(metarl.__file__).parent / "presets"
@@ -43,20 +42,31 @@ def train_seed(name: str, seed: int) -> tuple[Path, dict]:
 
 def train_config(config: TrainingConfig, folder: Path) -> tuple[Path, dict]:
     """Train in `folder`, or continue there. Returns it and the start of a row in the result file."""
-    if (folder / "config.yaml").exists():
-        made_by = run_config(RunFolder.open(folder))
-        if made_by.resolved() != dataclasses.replace(config, evaluation=made_by.evaluation).resolved():
-            sys.exit(f"{folder} was trained with other settings than there are now: move it away, or train it again")
-        resume(folder, callback=Progress(), progress_bar=False)
-    else:
-        train(config, folder, callback=Progress(), progress_bar=False)
+    folder, seconds = train_run(config, folder)
     return folder, {
         "seed": config.seed,
         "trained_with": trained_with(config),
         "steps": load_run(folder).num_timesteps,
-        "training_seconds": json.loads((folder / "progress.json").read_text())["training_seconds"],
+        "training_seconds": seconds,
         "splits": {},
     }
+
+
+def train_run(config: RunConfig, folder: Path) -> tuple[Path, float]:
+    """Train in `folder`, or continue there. Returns it and how many seconds training took."""
+    if (folder / "config.yaml").exists():
+        made_by = read_config(folder / "config.yaml")
+        asked = {**config.plain(), **{name: made_by.plain()[name] for name in KEPT if name in made_by.plain()}}
+        if made_by.resolved() != type(config)(**asked).resolved():
+            sys.exit(f"{folder} was trained with other settings than there are now: move it away, or train it again")
+        resume(folder, callback=Progress(), progress_bar=False)
+    else:
+        train(config, folder, callback=Progress(), progress_bar=False)
+    return folder, json.loads((folder / "progress.json").read_text())["training_seconds"]
+
+
+KEPT = ("evaluation",)
+"""Settings that may be others than a run was trained with."""
 
 
 def trained_with(config: TrainingConfig) -> dict:
@@ -66,10 +76,18 @@ def trained_with(config: TrainingConfig) -> dict:
     return json.loads(json.dumps(plain))
 
 
+def trained_as(recorded: dict | None, config: TrainingConfig) -> bool:
+    """Whether `trained_with` in a result file is that of `config`; settings that came later had their defaults."""
+    try:
+        return recorded is not None and trained_with(from_plain(type(config), recorded)) == trained_with(config)
+    except ValueError:
+        return False
+
+
 def read_rows(path: Path, name: str) -> dict[int, dict]:
     """Rows of a result file by seed: those that were trained as the preset is now."""
     rows = json.loads(path.read_text())["seeds"] if path.exists() else []
-    return {row["seed"]: row for row in rows if row.get("trained_with") == trained_with(preset_config(name, row["seed"]))}
+    return {row["seed"]: row for row in rows if trained_as(row.get("trained_with"), preset_config(name, row["seed"]))}
 
 
 def write_rows(path: Path, name: str, script: str, rows: dict[int, dict]) -> None:
@@ -89,8 +107,10 @@ def write_rows(path: Path, name: str, script: str, rows: dict[int, dict]) -> Non
 def run_seed(name: str, seed: int, splits: Sequence[str], num_tasks: int, references: bool) -> dict:
     """Train or continue one seed, and score it. Returns a row of the result file."""
     folder, row = train_seed(name, seed)
+    settings = {"num_tasks": num_tasks, "references": references, "progress_bar": False}
+    settings["deterministic"] = preset_config(name, seed).evaluation.deterministic
     for split in splits:
-        curve = evaluate_run(folder, split=split, num_tasks=num_tasks, references=references, progress_bar=False)
+        curve = evaluate_run(folder, split=split, **settings)
         row["splits"][split] = score(curve)
         print(curve.table(), flush=True)
     return row

@@ -1,7 +1,7 @@
 """What the papers on memories checked them with, for any core: copying, and recalling what goes with what.
 
     python experiments/supervised_memory.py copy --core ntm
-    python experiments/supervised_memory.py recall --core mann --seed 1
+    python experiments/supervised_memory.py recall --core mann --core-kwargs '{"strengths": true, "compiled": true}'
 
 `copy` (Graves, Wayne & Danihelka 2014, "Neural Turing Machines", section 4.1): a sequence of random vectors of 8 bits is
 shown, then a mark, and then the core, shown nothing more, has to repeat it. It learns on lengths 1 to 20. Measured on
@@ -43,7 +43,7 @@ class Copy:
 
     width, longest, lengths = 8, 20, (20, 40)
     inputs, outputs = width + 1, width
-    steps = 20_000
+    steps, batch, rate = 20_000, 16, 1e-3
 
     def loss(self, reader: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
         """On a batch of one random length, per bit."""
@@ -76,7 +76,7 @@ class Recall:
 
     width, classes, times, blur = 8, 5, 10, 0.2
     inputs, outputs = width + classes, classes
-    steps = 30_000
+    steps, batch, rate = 8_000, 64, 2e-3
 
     def loss(self, reader: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
         """Per step."""
@@ -163,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--core", choices=CORES, default="ntm", help="any of metarl.memory.CORES")
     parser.add_argument("--size", type=int, default=100, help="the core's output size (default: 100, the papers')")
     parser.add_argument("--core-kwargs", type=json.loads, default={}, help="further ones, such as '{\"num_reads\": 2}'")
-    parser.add_argument("--steps", type=int, help="batches to learn from (default: 20,000 to copy, 30,000 to recall)")
-    parser.add_argument("--batch", type=int, default=16, help="sequences in each")
-    parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate")
+    parser.add_argument("--steps", type=int, help="batches to learn from (default: 20,000 to copy, 8,000 to recall)")
+    parser.add_argument("--batch", type=int, help="sequences in each (default: 16 to copy, 64 to recall)")
+    parser.add_argument("--rate", type=float, help="Adam's learning rate (default: 0.001 to copy, 0.002 to recall)")
     parser.add_argument("--clip", type=float, default=10.0, help="largest norm of the gradient")
     parser.add_argument("--every", type=int, default=200, help="batches between two lines")
     parser.add_argument("--seed", type=int, default=0)
@@ -176,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     task = TASKS[args.task]()
-    args.steps = args.steps or task.steps
+    for name in ("steps", "batch", "rate"):
+        setattr(args, name, getattr(args, name) or getattr(task, name))
     reader = Reader(args.core, task.inputs, args.size, task.outputs, **args.core_kwargs)
     start = time.monotonic()
     history, solved = train(task, reader, args)

@@ -32,7 +32,7 @@ class Target:
 TARGETS = [
     Target("bandit-5x10", "Bernoulli bandit, 5 arms, 10 pulls", "6.7 (RL²), 6.66 (Bayes)", 6.60),
     Target("bandit-10x10", "Bernoulli bandit, 10 arms, 10 pulls", "6.7 (RL²), 6.71 (Bayes)", 6.64),
-    Target("bandit-5x100", "Bernoulli bandit, 5 arms, 100 pulls", "78.7 (RL²), 78.3 (Gittins)", 78.3),
+    Target("bandit-5x100", "Bernoulli bandit, 5 arms, 100 pulls, likeliest action", "78.7 (RL²), 78.3 (Gittins)", 78.3),
     Target("two-armed-uniform", "Two-armed dependent bandit, 100 pulls: regret", "1.21 (Bayes)", 1.3 * 1.21, "regret"),
     Target("tabular-10", "Tabular MDP, 10 episodes, 128 units", "156.2 (RL²), 159.1 (SNAIL)", 157.3),
     Target("tabular-10-large", "Tabular MDP, 10 episodes, 256 units, likeliest action", "156.2 (RL²), 159.1 (SNAIL)", 157.3),
@@ -361,6 +361,34 @@ def speed_memory_cores() -> str:
     return "\n".join(lines)
 
 
+def optimizers() -> str:
+    """Learned optimizers beside the best hand-made rule, on what they were trained on and on what they were not."""
+    lines = [
+        "| trained on | measured on | rule | mean | best hand-made rule | at the end | best hand-made rule |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("gaussian", "gaussian-lstm", "uniform-lstm", "digits", "cartpole"):
+        result = _read(f"optimizer-{name}.json")
+        if result is None:
+            continue
+        for target in result["targets"]:
+            cells = [_optimizer_cells(target, measure) for measure in ("mean", "end")]
+            subject = (
+                f"{target['label']}: {target['problem']}, {target['steps']} {'iterations' if target['returns'] else 'steps'}"
+            )
+            rule = target["rules"][0]["name"]
+            lines.append(f"| {name} | {subject} | {rule} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _optimizer_cells(target: dict, measure: str) -> str:
+    sign = -1 if target["returns"] else 1
+    ours, *others = target["rules"]
+    best = min((row for row in others if row[measure][0] == row[measure][0]), key=lambda row: sign * row[measure][0])
+    shown = [f"{row[measure][0]:.4g} [{row[measure][1]:.4g}, {row[measure][2]:.4g}]" for row in (ours, best)]
+    return f"{shown[0]} | {best['name']} {shown[1]}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "agents": agents,
     "references": references,
@@ -377,6 +405,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "copying": copying,
     "recalling": recalling,
     "speed_memory_cores": speed_memory_cores,
+    "optimizers": optimizers,
 }
 
 

@@ -11,6 +11,7 @@ import metarl_envs  # noqa: F401  (registers the families)
 
 _HOME = {
     "AdaptationCurve": "metarl.evaluation",
+    "LearnedOptimizer": "metarl.updates.torch_optimizer",
     "Learner": "metarl.algorithms.learner",
     "MAMLConfig": "metarl.algorithms.maml",
     "MAMLPPO": "metarl.algorithms.maml",

@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
-from metarl.options import literals, parse_known_options, parse_options
+from metarl.options import literals, numbered, parse_known_options, parse_options, preset_names, preset_path
 from metarl.plain import check_known, first_sentence, shallow
 
 if TYPE_CHECKING:
     from metarl.config import TrainingConfig
     from metarl.progress import Progress
     from metarl_envs import TaskFamily, TaskSet
-
-PRESETS = Path(__file__).parent / "presets"
-"""Where the configs that come with the package lie."""
 
 _HELP = {"-h", "--help"}
 
@@ -97,16 +94,20 @@ class _Start:
 
 
 def train(args: list[str]) -> None:
-    """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`."""
+    """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`. Or an update rule: `train learned-optimizer`."""
     from metarl import training
-    from metarl.config import ALGORITHMS, TrainingConfig
+    from metarl.config import CONFIGS, TrainingConfig
 
     algorithm, *args = args or ["--help"]
     if algorithm in _HELP:
-        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(ALGORITHMS)}")
-        print(f"presets:    {', '.join(_presets())}\n\nOptions: metarl train ALGORITHM --help")
+        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(CONFIGS)}")
+        print(f"presets:    {', '.join(preset_names())}\n\nOptions: metarl train ALGORITHM --help")
         return
-    check_known(f"algorithm {algorithm!r}", algorithm, ALGORITHMS)
+    check_known(f"algorithm {algorithm!r}", algorithm, CONFIGS)
+    if CONFIGS[algorithm] is not TrainingConfig:
+        from metarl.optimizer_commands import train_optimizer
+
+        return train_optimizer(args)
     default = _default_config(algorithm, args)
     family = None if default is None else default.family
     cls = _train_options(family, algorithm)
@@ -115,7 +116,7 @@ def train(args: list[str]) -> None:
 
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainingConfig)}
     config = TrainingConfig(**{**values, "env_kwargs": shallow(options.env_kwargs)})
-    folder = options.out or _numbered(Path("runs") / f"{algorithm}-{config.env.rpartition('/')[2]}")
+    folder = options.out or numbered(Path("runs") / f"{algorithm}-{config.env.rpartition('/')[2]}")
     print(f"Training {algorithm} on {config.env} for {config.total_timesteps:,} steps, in {folder}", flush=True)
     print(f"Watch it: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
     progress = _progress(options)
@@ -137,7 +138,7 @@ def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
 
     start, rest = parse_known_options(_Start, args, prog=f"metarl train {algorithm}")
     if start.preset is not None:
-        config = TrainingConfig.from_yaml(_preset(start.preset), start.env)
+        config = TrainingConfig.from_yaml(preset_path(start.preset), start.env)
         if config.algorithm != algorithm:
             raise ValueError(f"algorithm must be {config.algorithm} with --preset {start.preset}, got {algorithm}")
         return config
@@ -195,27 +196,6 @@ def _family_parameters(family: "TaskFamily | None") -> Any:
     return Suppress[None] if family is None else Annotated[type(family), arg(name="env")]
 
 
-def _presets() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def _preset(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    if Path(name).suffix in (".yaml", ".yml"):
-        raise ValueError(f"--preset {name}: there is no such file")
-    check_known(f"preset {name!r}", name, _presets())
-    return PRESETS / f"{name}.yaml"
-
-
-def _numbered(path: Path) -> Path:
-    """The first of path-1, path-2, ... that does not exist."""
-    number = 1
-    while (numbered := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return numbered
-
-
 @dataclass(frozen=True)
 class ResumeOptions:
     """Go on with an interrupted training, exactly as if it had not been interrupted."""
@@ -241,9 +221,14 @@ def resume(args: list[str]) -> None:
 # -- evaluate and compare ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _EvaluateStart:
+    run: Positional[tuple[Path, ...]] = ()
+
+
 def evaluate(args: list[str]) -> None:
     """Measure on new tasks how a run adapts, beside classical players; write table, picture and report."""
-    from metarl.config import EvaluationConfig
+    from metarl.config import EvaluationConfig, TrainingConfig, read_config
     from metarl.evaluation.remembering import check_memory
     from metarl.evaluation.report import text_table
     from metarl.evaluation.video import check_drawable
@@ -269,6 +254,11 @@ def evaluate(args: list[str]) -> None:
         """Show a progress bar."""
 
     prog = "metarl evaluate"
+    start, _ = parse_known_options(_EvaluateStart, args, prog=prog)
+    if start.run and not isinstance(read_config(RunFolder.open(start.run[0]).config_file), TrainingConfig):
+        from metarl.optimizer_commands import evaluate_optimizer
+
+        return evaluate_optimizer(args)
     run = parse_options(EvaluateOptions, args, prog=prog).run
     config = run_config(RunFolder.open(run))
     default = EvaluateOptions(run=run, **dataclasses.asdict(config.evaluation))

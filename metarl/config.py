@@ -1,22 +1,34 @@
-"""What a training is made of, as one checked value: `TrainingConfig`, read from YAML, Python or the command line."""
+"""What a training is made of, as one checked value, read from YAML, Python or the command line.
+
+`TrainingConfig` for agents on a task family, `OptimizerConfig` for update rules; what they share is `RunConfig`.
+"""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 import gymnasium as gym
+import numpy as np
 import torch
 
 from metarl.algorithms.base import MetaAlgorithm
+from metarl.algorithms.learned_optimizer import OptimizerTraining, OptimizerTrainingConfig, make_problem
 from metarl.algorithms.maml import MAMLPPO
+from metarl.algorithms.outer_loop import OuterLoop
 from metarl.algorithms.rl2 import RL2PPO
 from metarl.plain import check_known, convert, from_plain, shallow
+from metarl.problems import PROBLEMS, Problem, tune
+from metarl.problems.tuning import OPTIONS
 from metarl.run_folder import read_yaml
+from metarl.updates import HAND_MADE, RULES
 from metarl_envs import TaskFamily, make_family
 from metarl_envs.family import check_at_least
+
+T = TypeVar("T")
 
 ALGORITHMS: dict[str, type[MetaAlgorithm]] = {"rl2": RL2PPO, "maml": MAMLPPO}
 """What `TrainingConfig.algorithm` may name."""
@@ -49,7 +61,64 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class RunConfig:
+    """What every training is told, whatever it trains."""
+
+    algorithm: str
+    """Name of the algorithm."""
+    total_timesteps: int = 1_000_000
+    """Steps to train for, in whole iterations."""
+    seed: int = 0
+    """Seed of everything random: equal configs give equal results."""
+    threads: int = 1
+    """CPU threads of PyTorch. Other numbers may change results in the last digits."""
+    checkpoint_every: int = 200_000
+    """Steps between checkpoints; each iteration saves one at most."""
+    keep: int = 3
+    """Number of checkpoints kept, the latest ones."""
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, convert(getattr(self, name), hint, name))
+        for name in ("total_timesteps", "threads", "checkpoint_every", "keep"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a config from a YAML file, running no code.
+
+        Raises:
+            ValueError: in one line that names the file, at what is not YAML, an unknown key, or a wrong value.
+        """
+        return _from_values(cls, read_yaml(path), path)
+
+    def plain(self) -> dict[str, Any]:
+        """The config as nested dictionaries of plain values."""
+        return dataclasses.asdict(self)
+
+    def resolved(self) -> Self:
+        """The same with the values that None stands for."""
+        raise NotImplementedError
+
+    def make_model(self) -> MetaAlgorithm | OuterLoop:
+        """What is to be trained."""
+        raise NotImplementedError
+
+    def restore(self, state: dict[str, Any]) -> MetaAlgorithm | OuterLoop:
+        """What was trained, as of `state`."""
+        raise NotImplementedError
+
+
+def _from_values(cls: type[T], values: Mapping[str, Any], path: str | Path) -> T:
+    try:
+        return from_plain(cls, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
     """Everything that decides how a training goes.
 
     Nested values may be plain, as read from YAML: `hyperparameters={"gamma": 0.9}`. All values are checked, and filled
@@ -68,31 +137,19 @@ class TrainingConfig:
     """Arguments of the policy; rl2: core_size, core_kwargs, encoder, bypass, skip, heads; maml: hidden, log_std_init."""
     total_timesteps: int = 1_000_000
     """Environment steps to train for, over all environments; whole iterations are played."""
-    seed: int = 0
-    """Seed of everything random: equal configs give equal agents."""
     device: str = "cpu"
     """PyTorch device of the policy."""
-    threads: int = 1
-    """CPU threads of PyTorch. Other numbers may change results in the last digits."""
-    checkpoint_every: int = 200_000
-    """Environment steps between checkpoints; each iteration saves one at most."""
-    keep: int = 3
-    """Number of checkpoints kept, the latest ones."""
     hyperparameters: Any = None
     """Hyperparameters of the algorithm."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the run is evaluated unless told otherwise."""
 
     def __post_init__(self):
-        for name, hint in get_type_hints(TrainingConfig).items():
-            object.__setattr__(self, name, convert(getattr(self, name), hint, name))
+        super().__post_init__()
         check_known(f"algorithm {self.algorithm!r}", self.algorithm, ALGORITHMS)
         policies = self.algorithm_class.policy_aliases
         object.__setattr__(self, "policy", self.policy or next(iter(policies)))
         check_known(f"policy {self.policy!r}", self.policy, policies)
-        for name in ("total_timesteps", "threads", "checkpoint_every", "keep"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("seed", self.seed, 0)
         try:
             torch.device(self.device)
         except RuntimeError as error:
@@ -124,14 +181,7 @@ class TrainingConfig:
         values = read_yaml(path)
         if env is not None and env != values.get("env"):
             values = {**values, "env": env, "env_kwargs": {}}
-        try:
-            return from_plain(cls, values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    def plain(self) -> dict[str, Any]:
-        """The config as nested dictionaries of plain values, with the defaults of family, algorithm and evaluation."""
-        return dataclasses.asdict(self)
+        return _from_values(cls, values, path)
 
     def resolved(self) -> Self:
         """The same with the values that None stands for, and with the policy's defaults.
@@ -157,6 +207,100 @@ class TrainingConfig:
             )
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"policy_kwargs do not fit {self.policy}: {error}") from error
+
+    def restore(self, state: dict[str, Any]) -> MetaAlgorithm:
+        """As in the base class."""
+        return self.algorithm_class.from_state(state, self.family, config=self.hyperparameters, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(RunConfig):
+    """Everything that decides how the training of an update rule goes."""
+
+    algorithm: Literal["learned-optimizer"] = "learned-optimizer"
+    """Always this."""
+    family: str = "quadratics"
+    """What the rule optimises: quadratics, digits, or the Gymnasium id of a task family, whose agents PPO trains."""
+    family_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the task family, with an id."""
+    problem_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the problem: kind and dimensions of quadratics, hidden_sizes of digits, slots and epochs of PPO, ..."""
+    rule: str = "mlp"
+    """The rule to train: mlp, lstm, optim4rl, lstm_meta_learner."""
+    rule_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the rule, such as hidden and base."""
+    rate: float | None = None
+    """The rule's step size; by default the best one of its base (Adam where it names none) on training problems."""
+    total_timesteps: int = 10_000_000
+    """Inner steps to train for, over all inner trainings."""
+    checkpoint_every: int = 500_000
+    """Inner steps between checkpoints; each iteration saves one at most."""
+    hyperparameters: OptimizerTrainingConfig = field(default_factory=OptimizerTrainingConfig)
+    """Hyperparameters of the training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_known(f"rule {self.rule!r}", self.rule, [name for name in RULES if name not in HAND_MADE])
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ValueError(f"rate must be above 0, got {self.rate}")
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What the rule is to optimise."""
+        try:
+            return make_problem(self.family, self.family_kwargs, self.problem_kwargs)
+        except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
+            raise ValueError(
+                f"family must be {', '.join(PROBLEMS)} or a Gymnasium id, got {self.family!r}: {error}"
+            ) from error
+
+    def resolved(self) -> Self:
+        """The same with the values that None stands for. Tuning the rate may take a minute."""
+        rate, rule_kwargs = self.rate, dict(self.rule_kwargs)
+        if rate is None:
+            base = rule_kwargs.get("base") or "adam"
+            finely = TUNING[self.problem.differentiable]
+            best = tune(self.problem, [base], np.random.default_rng(self.seed), **finely)[base]
+            rate, rule_kwargs = best.rate, {**best.options, **rule_kwargs}
+        hyperparameters = self.hyperparameters.resolved_for(self.problem)
+        return dataclasses.replace(self, rate=rate, rule_kwargs=rule_kwargs, hyperparameters=hyperparameters)
+
+    def make_model(self) -> OptimizerTraining:
+        """The training before its first iteration."""
+        names = ("family", "rule", "rate", "family_kwargs", "problem_kwargs", "rule_kwargs", "seed")
+        return OptimizerTraining(**{name: getattr(self, name) for name in names}, config=self.hyperparameters)
+
+    def restore(self, state: dict[str, Any]) -> OptimizerTraining:
+        """As in the base class."""
+        return OptimizerTraining.from_state(state)
+
+
+TUNING: dict[bool, dict[str, Any]] = {
+    True: {"num": 256},
+    False: {
+        "num": 64,
+        "rates": tuple(float(f"{10 ** (k / 4):.2g}") for k in range(-16, 1)),
+        "options": {
+            **OPTIONS,
+            "adam": {"eps": (1e-5,)},
+        },  # Stable-Baselines3's: where gradients are zero, 1e-8 steps on rounding
+    },
+}
+"""How rates are tuned on problems with derivatives, which are cheap, and on others."""
+
+
+CONFIGS: dict[str, type[RunConfig]] = {**dict.fromkeys(ALGORITHMS, TrainingConfig), "learned-optimizer": OptimizerConfig}
+"""Kinds of config by the name of the algorithm."""
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The config in a YAML file, of the kind that its algorithm has.
+
+    Raises:
+        ValueError: in one line that names the file, at what is not YAML, an unknown key, or a wrong value.
+    """
+    algorithm = read_yaml(path).get("algorithm", "rl2")
+    return CONFIGS.get(algorithm, TrainingConfig).from_yaml(path)
 
 
 def checked_family(env: str, env_kwargs: Mapping[str, Any] | None = None) -> TaskFamily:

@@ -24,7 +24,11 @@ class CategoricalHead(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Log-probabilities of all actions."""
-        return _log_softmax(self.linear(y))
+        return self.finish(self.linear(y))
+
+    def finish(self, outputs: Tensor) -> Tensor:
+        """Parameters from the outputs of `linear`."""
+        return _log_softmax(outputs)
 
     def forward_batched(self, params: Params, y: Tensor) -> Tensor:
         """The same for `y [N, M, ...]`, task by task."""
@@ -95,8 +99,11 @@ class GaussianHead(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Means and log standard deviations."""
-        mean = self.linear(y)
-        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+        return self.finish(self.linear(y))
+
+    def finish(self, outputs: Tensor) -> Tensor:
+        """Parameters from the outputs of `linear`, the means."""
+        return torch.cat([outputs, self.log_std.expand_as(outputs)], -1)
 
     def forward_batched(self, params: Params, y: Tensor) -> Tensor:
         """The same for `y [N, M, ...]`, task by task."""

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import gymnasium as gym
@@ -12,7 +13,12 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from metarl.plain import check_known
+
 T = TypeVar("T")
+
+PRESETS = Path(__file__).parent / "presets"
+"""Where the configs that come with the package lie."""
 
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|[│╭╮╰╯]")
 _RULE = re.compile(r"[─-]*")
@@ -38,6 +44,29 @@ def parse_options(cls: type[T], args: Sequence[str], *, prog: str, default: T | 
 def parse_known_options(cls: type[T], args: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
     """As `parse_options`, but leaves what it does not know, `--help` included, and returns it too."""
     return _run(cls, args, prog, None, add_help=False, return_unknown_args=True)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset, which comes with the package or is a path itself. A `ValueError` where there is none."""
+    if Path(name).is_file():
+        return Path(name)
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise ValueError(f"--preset {name}: there is no such file")
+    check_known(f"preset {name!r}", name, preset_names())
+    return PRESETS / f"{name}.yaml"
+
+
+def numbered(path: Path) -> Path:
+    """The first of path-1, path-2, ... that does not exist."""
+    number = 1
+    while (numbered := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return numbered
 
 
 def literals(args: Sequence[str], prefix: str) -> dict[str, Any]:

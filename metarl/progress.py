@@ -9,7 +9,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 class Progress(BaseCallback):
     """Prints a line now and then, and logs `time/stepping`, `time/acting` and `time/updating`, shares of the time so far.
 
-    Stepping is the environments', with their physics; acting is the rest of collecting trials; updating is all else.
+    Stepping is the environments', with their physics; acting is the rest of collecting trials; updating is all else. A
+    training without environments has no shares.
 
     Args:
         every: seconds between lines; None prints none.
@@ -22,7 +23,8 @@ class Progress(BaseCallback):
     def _on_training_start(self) -> None:
         self.start = self.printed = self.now = time.perf_counter()
         self.first_step = self.model.num_timesteps
-        self.stepped_before = self.model.envs.seconds
+        self.envs = getattr(self.model, "envs", None)
+        self.stepped_before = self.envs.seconds if self.envs else 0.0
         self.collecting = 0.0
         self.collecting_since: float | None = None
 
@@ -57,7 +59,9 @@ class Progress(BaseCallback):
 
     def shares(self) -> dict[str, float]:
         """Parts of the time, which sum to 1."""
-        stepping = (self.model.envs.seconds - self.stepped_before) / self.seconds
+        if self.envs is None:
+            return {}
+        stepping = (self.envs.seconds - self.stepped_before) / self.seconds
         collecting = self.collecting / self.seconds
         return {"stepping": stepping, "acting": collecting - stepping, "updating": 1 - collecting}
 
@@ -66,18 +70,21 @@ class Progress(BaseCallback):
         model = self.model
         total = model._total_timesteps
         left = (total - model.num_timesteps) / max(self.speed, 1e-9)
-        returns = [info["r"] for info in model.ep_info_buffer or ()]
+        returns = [info["r"] for info in getattr(model, "ep_info_buffer", None) or ()]
         parts = [
             f"{model.num_timesteps:,} of {total:,} steps",
             f"{self.speed:,.0f} steps/s",
             f"{_clock(left)} left",
-            self._shares(),
+            *([self._shares()] if self.envs else []),
         ]
-        return ", ".join(parts + [f"return {np.mean(returns):.2f}"] * bool(returns))
+        if returns:
+            parts.append(f"return {np.mean(returns):.2f}")
+        return ", ".join(parts)
 
     def summary(self) -> str:
         """What to say at the end."""
-        return f"{_clock(self.seconds)}, {self.speed:,.0f} steps/s: {self._shares()}"
+        speed = f"{_clock(self.seconds)}, {self.speed:,.0f} steps/s"
+        return f"{speed}: {self._shares()}" if self.envs else speed
 
     def _shares(self) -> str:
         return ", ".join(f"{name} {share:.0%}" for name, share in self.shares().items())

@@ -20,14 +20,18 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from metarl.algorithms.base import MetaAlgorithm
+from metarl.algorithms.learned_optimizer import OptimizerTraining
+from metarl.algorithms.outer_loop import OuterLoop
 from metarl.checkpoint import CheckpointStore, write_atomically
-from metarl.config import TrainingConfig
+from metarl.config import TUNING, OptimizerConfig, RunConfig, TrainingConfig, read_config
 from metarl.evaluation import (
     AdaptationCurve,
     Comparison,
+    OptimizationCurve,
     Reach,
     compare,
     evaluate,
+    evaluate_optimizer,
     film_trials,
     plot_memory,
     plot_recall,
@@ -51,9 +55,11 @@ class Interrupted(SystemExit):
 
 
 def train(
-    config: TrainingConfig, folder: str | Path, *, callback: MaybeCallback = None, progress_bar: bool = True
-) -> MetaAlgorithm:
-    """Train an agent in a new run folder: `config.yaml`, `checkpoints/`, `tensorboard/`, `progress.json`.
+    config: RunConfig, folder: str | Path, *, callback: MaybeCallback = None, progress_bar: bool = True
+) -> MetaAlgorithm | OuterLoop:
+    """Train in a new run folder: `config.yaml`, `checkpoints/`, `tensorboard/`, `progress.json`.
+
+    An update rule is left there at the end as `rule.safetensors` too, for `LearnedOptimizer`.
 
     Args:
         config: what to train.
@@ -72,17 +78,17 @@ def train(
         return _learn(model, config, run, callback, progress_bar)
 
 
-def resume(folder: str | Path, *, callback: MaybeCallback = None, progress_bar: bool = True) -> MetaAlgorithm:
+def resume(folder: str | Path, *, callback: MaybeCallback = None, progress_bar: bool = True) -> MetaAlgorithm | OuterLoop:
     """Go on with an interrupted run up to its config's `total_timesteps`; arguments and errors as in `train`.
 
     The agent is the same, to the bit, as if the run had not been interrupted. When the newest checkpoint is damaged, the
     one before is taken, with a warning.
     """
     with RunFolder.open(folder, exclusive=True) as run:
-        config = run_config(run)
+        config = read_config(run.config_file)
         torch.set_num_threads(config.threads)
         found = CheckpointStore(run.checkpoints, config.keep).latest()
-        model = _restore(config, found[1]) if found else config.make_model()
+        model = config.restore(found[1]) if found else config.make_model()
         return _learn(model, config, run, callback, progress_bar)
 
 
@@ -93,17 +99,16 @@ def load_run(folder: str | Path) -> MetaAlgorithm:
         RunFolderError: when `folder` is no run folder, or holds no checkpoint yet.
         CheckpointError: when no checkpoint is readable.
     """
-    run = RunFolder.open(folder)
-    config = run_config(run)
-    found = CheckpointStore(run.checkpoints, config.keep).latest()
-    if found is None:
-        raise RunFolderError(f"{folder} holds no checkpoint yet: train it with `metarl resume {folder}`")
-    torch.set_num_threads(config.threads)
-    return _restore(config, found[1])
+    return _load(folder, run_config(RunFolder.open(folder)))
+
+
+def load_optimizer_run(folder: str | Path) -> OptimizerTraining:
+    """The training of an update rule, as of its newest readable checkpoint; errors as in `load_run`."""
+    return _load(folder, OptimizerConfig.from_yaml(RunFolder.open(folder).config_file))
 
 
 def run_config(run: RunFolder) -> TrainingConfig:
-    """The config of a run. Raises `ValueError`, naming the file, when it is not one."""
+    """The config of a run that trains agents. Raises `ValueError`, naming the file, when it is not one."""
     return TrainingConfig.from_yaml(run.config_file)
 
 
@@ -148,6 +153,33 @@ def evaluate_run(folder: str | Path, *, progress_bar: bool = True, **settings: A
     facts = {"actions": "the likeliest" if settings.deterministic else "sampled", "training time": _training_time(run)}
     write_report(run.report, shown, title=f"{curve.name}: {run.path.name}", config=run.config, facts=facts)
     return curve
+
+
+def evaluate_optimizer_run(
+    folder: str | Path, *, split: str = "test", num_problems: int | None = None, steps: int | None = None, seed: int = 0
+) -> tuple[OptimizationCurve, Path]:
+    """Measure a trained update rule beside tuned hand-made ones; returns what was found and the CSV file in its folder.
+
+    A picture and a page lie beside it. Arguments as in `metarl.evaluation.evaluate_optimizer`.
+    """
+    model = load_optimizer_run(folder)
+    trained_on = model.problem.differentiable
+    curve = evaluate_optimizer(
+        model.rule,
+        model.problem,
+        name=model.made_of["rule"],
+        split=split,
+        num_problems=num_problems or (512 if trained_on else 128),
+        steps=steps,
+        seed=seed,
+        returns=not trained_on,
+        tuning=TUNING[trained_on],
+    )
+    file = Path(folder) / f"{'_'.join(['optimization', *[split] * (split != 'test'), *[str(steps)] * bool(steps)])}.csv"
+    curve.save_csv(file)
+    curve.plot(file.with_suffix(".png"))
+    curve.save_html(file.with_suffix(".html"), config=RunFolder.open(folder).config)
+    return curve, file
 
 
 def show_memory(
@@ -233,6 +265,11 @@ def curve_file(folder: str | Path, split: str, deterministic: bool = False) -> P
     return Path(folder) / f"{'_'.join(parts)}.npz"
 
 
+def rule_file(folder: str | Path) -> Path:
+    """Where the training of an update rule leaves the rule."""
+    return Path(folder) / "rule.safetensors"
+
+
 def recall_file(curve: Path) -> Path:
     """Where `evaluate_run` draws what is recalled of situations that come back, beside the file of the curve."""
     return curve.with_name(f"{curve.stem}_recall.png")
@@ -241,13 +278,17 @@ def recall_file(curve: Path) -> Path:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _restore(config: TrainingConfig, state: dict[str, Any]) -> MetaAlgorithm:
-    return config.algorithm_class.from_state(state, config.family, config=config.hyperparameters, device=config.device)
+def _load(folder: str | Path, config: RunConfig) -> Any:
+    found = CheckpointStore(RunFolder.open(folder).checkpoints, config.keep).latest()
+    if found is None:
+        raise RunFolderError(f"{folder} holds no checkpoint yet: train it with `metarl resume {folder}`")
+    torch.set_num_threads(config.threads)
+    return config.restore(found[1])
 
 
 def _learn(
-    model: MetaAlgorithm, config: TrainingConfig, run: RunFolder, callback: MaybeCallback, progress_bar: bool
-) -> MetaAlgorithm:
+    model: MetaAlgorithm | OuterLoop, config: RunConfig, run: RunFolder, callback: MaybeCallback, progress_bar: bool
+) -> MetaAlgorithm | OuterLoop:
     remaining = config.total_timesteps - model.num_timesteps
     if remaining <= 0:
         return model
@@ -263,13 +304,15 @@ def _learn(
             f"stopped and saved at step {model.num_timesteps:,} of {config.total_timesteps:,}: "
             f"go on with `metarl resume {run.path}`",
         )
+    if isinstance(model, OptimizerTraining):
+        model.export(rule_file(run.path))
     return model
 
 
 class _SaveCheckpoints(BaseCallback):
     """Saves between iterations, where the state is complete: every `checkpoint_every` steps, and at the end."""
 
-    def __init__(self, run: RunFolder, config: TrainingConfig):
+    def __init__(self, run: RunFolder, config: RunConfig):
         super().__init__()
         self.store = CheckpointStore(run.checkpoints, config.keep)
         self.run = run

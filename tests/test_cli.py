@@ -8,8 +8,9 @@ import yaml
 from stable_baselines3 import PPO
 
 from metarl.algorithms.rl2 import RL2Config
-from metarl.cli import PRESETS, main
-from metarl.config import EvaluationConfig, TrainingConfig
+from metarl.cli import main
+from metarl.config import EvaluationConfig, TrainingConfig, read_config
+from metarl.options import PRESETS
 from metarl.plain import field_sentences
 from metarl.training import train
 
@@ -177,8 +178,8 @@ def test_resuming_a_finished_run_says_so(metarl, run):
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_presets_of_the_package_are_valid(preset):
-    config = TrainingConfig.from_yaml(PRESETS / f"{preset}.yaml")
-    config.make_model()
+    config = read_config(PRESETS / f"{preset}.yaml")
+    config.resolved().make_model()
 
 
 # -- evaluate, adapt, compare ------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_another_env_leaves_the_files_parameters_behind(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sed": 1}, "sed is unknown (did you mean seed?): known are algorithm, env, "),
+        ({"sed": 1}, "sed is unknown (did you mean seed?): known are algorithm, total_timesteps, "),
         ({"seed": "one"}, "seed must be an integer, got 'one'"),
         ({"seed": True}, "seed must be an integer, got True"),
         ({"seed": -1}, "seed must be at least 0, got -1"),

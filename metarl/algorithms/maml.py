@@ -61,9 +61,10 @@ class MAMLConfig:
     inner_steps: int = 1
     """Gradient steps within a trial during training; afterwards there may be any number, for better or worse."""
     update_rule: str = "sgd"
-    """How gradients change parameters: sgd, learned_sgd (a learned rate), meta_sgd (one per parameter), or your own."""
+    """How gradients change parameters: sgd, learned_sgd (a learned rate), meta_sgd (one per parameter), lstm_meta_learner,
+    learned (an MLP on top of Adam), lstm, optim4rl, a hand-made rule such as adam, or your own."""
     inner_rate: float = 0.1
-    """Step size of the update rule, or where it starts."""
+    """Step size of the update rule, or where it starts; rules that start from Adam move every number by about this much."""
     adapted: Literal["all", "head", "body"] = "all"
     """Which parameters adapt: all, those of the action layer (ANIL), or all but those."""
     second_order: bool = True

@@ -3,6 +3,7 @@
 from metarl.evaluation.adaptation import AdaptationCurve, evaluate
 from metarl.evaluation.compare import Comparison, compare
 from metarl.evaluation.memory_plots import plot_memory
+from metarl.evaluation.optimization import OptimizationCurve, evaluate_optimizer
 from metarl.evaluation.play import play_trials
 from metarl.evaluation.plots import plot_adaptation, plot_recall, plot_splits
 from metarl.evaluation.references import RandomPlayer, reference_players
@@ -15,12 +16,14 @@ __all__ = [
     "AdaptationCurve",
     "Comparison",
     "Estimate",
+    "OptimizationCurve",
     "RandomPlayer",
     "Reach",
     "Remembered",
     "compare",
     "estimate",
     "evaluate",
+    "evaluate_optimizer",
     "film_trials",
     "interquartile_mean",
     "paired_difference",

@@ -149,24 +149,33 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         x = self.encode(inputs)
         y, state = self.core.step(x, state)
         y = self._read(x, y)
-        known = task is not None or not self.task_size
-        return self._action_params(y), self.denormalise(self._values(y, task)) if known else y.new_zeros(len(y)), state
+        if task is None and self.task_size:
+            return self._action_params(y), y.new_zeros(len(y)), state
+        params, values = self._outputs(y, task)
+        return params, self.denormalise(values), state
 
     def scan(self, inputs: Tensor, state: State, reset: Tensor, task: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
         x = self.encode(inputs)
         y, _ = self.core.scan(x, state, reset)
         y = self._read(x, y)
-        return self._action_params(y), self._values(y, task)
+        return self._outputs(y, task)
 
     def _read(self, x: Tensor, y: Tensor) -> Tensor:
         return y if self.readout is None else self.readout(torch.cat([x, y], -1))
 
+    def _outputs(self, y: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Action parameters and normalised values."""
+        if len(self.value_trunk):
+            values = self.value_head(self.value_trunk(y if task is None else torch.cat([y, task], -1)))
+            return self._action_params(y), values[..., 0]
+        layers = self.policy_head.linear, self.value_head  # both read `y`: one product
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        outputs = nn.functional.linear(y, weight, bias)
+        return self.policy_head.finish(outputs[..., :-1]), outputs[..., -1]
+
     def _action_params(self, y: Tensor) -> Tensor:
         return self.policy_head(self.policy_trunk(y))
-
-    def _values(self, y: Tensor, task: Tensor | None) -> Tensor:
-        return self.value_head(self.value_trunk(y if task is None else torch.cat([y, task], -1)))[..., 0]
 
     # -- acting --------------------------------------------------------------------------------------------------
 

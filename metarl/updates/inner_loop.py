@@ -40,7 +40,8 @@ def inner_step(
         state: of the rule.
         loss: from parameters to one loss per task, `[N]`.
         adapted: names of the parameters that change (ANIL, Raghu et al. 2020, adapts the last layer only).
-        second_order: let derivatives flow through the gradients (MAML); otherwise these are taken as constants (FOMAML).
+        second_order: let derivatives flow through the gradients (MAML) and the losses that a rule may read; otherwise
+            these are taken as constants (FOMAML).
         functional: use `torch.func`'s gradient, which `torch.compile` understands; the numbers are the same.
 
     Returns:
@@ -62,7 +63,8 @@ def inner_step(
             summed, losses = total(changing)
             found = torch.autograd.grad(summed, changing.values(), create_graph=second_order)
             grads = dict(zip(changing, found, strict=True))
-    return *rule.update(grads, state, params, losses), losses
+    known = losses if second_order else losses.detach()  # a rule that reads them
+    return *rule.update(grads, state, params, known), losses
 
 
 def check_adapted(params: Params, losses: Tensor, step: int | np.ndarray) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.updates import RULES, SGD, Diverged, LearnedSGD, MetaSGD, UpdateRule, check_adapted, inner_step
+from metarl.updates import RULES, SGD, Adam, Diverged, LearnedSGD, MetaSGD, UpdateRule, check_adapted, inner_step
+from metarl.updates.base import columns, rows
 
 WAYS = [False, True]
 
@@ -58,7 +59,7 @@ def test_one_step_by_hand(rule):
 
 
 def test_rules_by_name():
-    assert {"sgd": SGD, "learned_sgd": LearnedSGD, "meta_sgd": MetaSGD} == RULES
+    assert {"sgd": SGD, "learned_sgd": LearnedSGD, "meta_sgd": MetaSGD}.items() <= RULES.items()
     assert all(issubclass(rule, UpdateRule) for rule in RULES.values())
 
 
@@ -103,6 +104,33 @@ def test_the_base_class_has_no_step():
     assert rule.init({}) == ()
     with pytest.raises(NotImplementedError):
         rule.update({}, (), {}, torch.zeros(1))
+
+
+def test_numbers_side_by_side():
+    shapes = {"w": torch.zeros(2), "b": torch.zeros(())}
+    rule, params = Adam(shapes, 0.5), {**two_tasks(), "other": double(7.0, 8.0)}
+    flat = rule.flatten(params)
+    assert flat.tolist() == [[1, 2, 0.5], [3, -1, -0.5]]
+    assert {name: value.tolist() for name, value in rule.unflatten(flat).items()} == {
+        "w": params["w"].tolist(),
+        "b": params["b"].tolist(),
+    }
+    grads = {"w": double([2.0, -3.0], [0.0, 1e-3]), "b": double(-4.0, 5.0)}
+    after, _ = rule(grads, rule.init(params), params, torch.zeros(2))  # to call it is to update
+    assert after["other"] is params["other"]
+    torch.testing.assert_close(after["w"], double([0.5, 2.5], [3.0, -1.5]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(after["b"], double(1.0, -1.0))
+
+
+def test_weights_of_both_forms():
+    x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])  # two tasks, two features, two numbers
+    weight, bias = torch.tensor([[1.0, 10.0]]), torch.tensor([0.5])
+    assert columns(x, weight, bias).tolist() == [[[31.5, 42.5]], [[75.5, 86.5]]]
+    assert rows(x.mT, weight, bias).tolist() == [[[31.5], [42.5]], [[75.5], [86.5]]]
+    weight, bias = torch.tensor([[[1.0, 10.0]], [[0.0, 1.0]]]), torch.tensor([[0.5], [-1.0]])
+    assert columns(x, weight, bias).tolist() == [[[31.5, 42.5]], [[6, 7]]]
+    assert rows(x.mT, weight, bias).tolist() == [[[31.5], [42.5]], [[6], [7]]]
+    assert columns(x, weight).tolist() == [[[31, 42]], [[7, 8]]]
 
 
 # -- the inner step ----------------------------------------------------------------------------------------------
@@ -166,7 +194,10 @@ def test_both_ways_of_taking_gradients_agree(name, steps, second_order):
     results = []
     for functional in WAYS:
         start = {"w": double([0.3, -0.4]).squeeze(0).requires_grad_(), "b": double(0.2).squeeze(0).requires_grad_()}
+        torch.manual_seed(0)
         rule = RULES[name]({"w": start["w"].detach()}, 0.25).double()
+        for value in rule.parameters():  # away from zeros, which let no derivative through
+            value.data += 0.1 * torch.randn_like(value)
         params = {name: value.expand(2, *value.shape) for name, value in start.items()}
         targets = double([1.0, 2.0], [-3.0, 0.5])
 
@@ -180,7 +211,9 @@ def test_both_ways_of_taking_gradients_agree(name, steps, second_order):
             losses.append(before)
         learned = [*start.values(), *rule.parameters()]
         results.append((*losses, params["w"], torch.autograd.grad(fit(params).sum(), learned)))
-        assert all(gradient.abs().max() > 1e-3 for gradient in results[-1][-1])
+        by_start, by_rule = results[-1][-1][:2], results[-1][-1][2:]
+        assert all(gradient.abs().max() > 1e-3 for gradient in by_start)
+        assert all(gradient.any() for gradient in by_rule) or steps == 1  # some weights are for what was before
     torch.testing.assert_close(*results)
 
 

@@ -1,0 +1,314 @@
+"""Gradients for the training of update rules, estimated from short windows of long inner trainings, `N` side by side.
+
+- `TBPTT`: back-propagation through the steps of a window, what came before it taken as constant (Andrychowicz et al. 2016,
+  section 2.1). The gradients that a rule is given are constants (the dashed edges of figure 2), and so is its first state.
+- `PES`: persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled
+  computation graphs with persistent evolution strategies", algorithm 2), which needs no derivatives and no loss that has
+  any. Inner trainings run in antithetic pairs; what a pair's weights were moved by is summed over all windows since the
+  pair started, and that takes away the bias of truncation.
+
+Both know a problem only through `metarl.problems.base.Problem`. Inner trainings end at lengths drawn for each, and start
+at different times, so that every window sees all ages (Vicol et al.).
+
+Departures: the losses of an inner training may be transformed (`Objective`); rows that diverge count as the worst of all.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from metarl.problems.base import Problem, Run, restart, with_tensors
+from metarl.seeding import generator_state, restore_generator
+from metarl.updates import UpdateRule
+
+Objective = Literal["loss", "relative", "log", "deviation", "rank"]
+"""What is made small, from the losses `f` of an inner training and its first one, `f0`:
+
+- "loss": `f`. Hard instances weigh most.
+- "relative": `f / f0`
+- "log": `log(f / f0 + FLOOR)`. All orders of magnitude weigh alike.
+- "deviation": the losses of a window, divided by their root mean square difference within pairs; `PES` only, for returns.
+- "rank": 0 or 1, for the better and worse of a pair in a window; `PES` only.
+"""
+
+FLOOR = 1e-6
+"""Relative losses that "log" takes no further notice of."""
+
+STREAMS = ("instances", "starts", "batches", "lengths", "perturbations")
+"""Names of the generators that an estimator draws from."""
+
+Gradients = dict[str, Tensor]
+
+
+class Estimator:
+    """`N` inner trainings under way, and gradients from one window of steps after another.
+
+    Args:
+        steps: inner steps in a window.
+        objective: see `Objective`.
+        lengths: the shortest and longest inner training, drawn for each so that their logarithms are uniform; by default
+            all have the problem's horizon. They end with the first window that reaches their length.
+
+    Raises:
+        ValueError: at numbers out of range or an unknown objective.
+    """
+
+    objectives: tuple[str, ...] = get_args(Objective)
+    copies = 1
+    """Rows in a group with the same instance, initial parameters and minibatches, `N / copies` rows apart."""
+
+    def __init__(self, steps: int = 20, objective: Objective = "loss", lengths: tuple[int, int] | None = None):
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if objective not in self.objectives:
+            raise ValueError(f"objective must be one of {', '.join(self.objectives)}, got {objective!r}")
+        if lengths is not None and not 1 <= lengths[0] <= lengths[1]:
+            raise ValueError(f"lengths must be two integers of at least 1 in rising order, got {lengths}")
+        self.steps = steps
+        self.objective = objective
+        self.lengths = lengths
+
+    def start(self, problem: Problem, rule: UpdateRule, num: int, rngs: Mapping[str, np.random.Generator]) -> None:
+        """Begin `num` inner trainings of `problem` by `rule`, whose ends are spread evenly over time.
+
+        `rngs` has a generator for each of `STREAMS`.
+
+        Raises:
+            ValueError: when `num` is not a positive multiple of the rows in a group.
+        """
+        if num < 1 or num % self.copies:
+            raise ValueError(f"num must be a positive multiple of {self.copies}, got {num}")
+        self.problem, self.rule, self.num = problem, rule, num
+        self.rngs = {name: rngs[name] for name in STREAMS}
+        self.run = self._fresh()
+        whole = self._draw_lengths()
+        self.ends = torch.from_numpy(self.rngs["lengths"].integers(1, whole.numpy() + 1)).repeat(self.copies)
+        self.firsts = torch.ones(num)
+
+    def step(self) -> tuple[Gradients, dict[str, float]]:
+        """Advance by a window.
+
+        Returns:
+            the estimate of the gradient of the objective, averaged over inner trainings and steps, with respect to the
+            rule's parameters, by name; and what to report, as they were in this window: `loss`, averaged over rows and
+            steps, `diverged`, the share of rows that are no longer finite, and `restarted`, that of new ones.
+        """
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on exactly, for a checkpoint."""
+        return {
+            "run": tree_leaves(self.run),
+            "ends": self.ends,
+            "firsts": self.firsts,
+            "rngs": {name: generator_state(rng) for name, rng in self.rngs.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, after `start` with the same arguments."""
+        self.run = tree_unflatten(state["run"], tree_flatten(self.run)[1])
+        self.ends, self.firsts = state["ends"], state["firsts"]
+        for name, rng in self.rngs.items():
+            restore_generator(rng, state["rngs"][name])
+
+    # -- what both share -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _fresh(self) -> Run:
+        instances = self.problem.sample(self.num // self.copies, "train", self.rngs["instances"])
+        return self.problem.begin(self.rule, instances, self.rngs["starts"], self.copies)
+
+    def _draw_lengths(self) -> Tensor:
+        """The lengths of new inner trainings, `[N / copies]`."""
+        low, high = self.lengths or (self.problem.horizon,) * 2
+        logs = self.rngs["lengths"].uniform(math.log(low), math.log(high + 1), self.num // self.copies)
+        return torch.from_numpy(np.clip(np.exp(logs), low, high).astype(np.int64))
+
+    def _restart(self, diverged: Tensor) -> Tensor:
+        """Put new inner trainings in place of those that are over or have `diverged [N]`; which they were, `[N]`."""
+        groups = (diverged | (self.run.age >= self.ends)).view(self.copies, -1).any(0)
+        rows = groups.repeat(self.copies)
+        if rows.any():
+            self.run = restart(self.run, rows, self._fresh())
+            self.ends = torch.where(rows, self._draw_lengths().repeat(self.copies), self.ends)
+        return rows
+
+    def _note_firsts(self, before: Tensor) -> None:
+        """Keep the first losses of rows that have just begun, from the losses before a window `[N]`."""
+        self.firsts = torch.where(self.run.age == 0, before.abs(), self.firsts)
+
+
+class TBPTT(Estimator):
+    """Truncated back-propagation through time.
+
+    The gradient of a window is that of the objective after each of its steps. The losses' own graphs are never kept:
+    their gradients with respect to the inner parameters are known from the inner steps, and where back-propagation through
+    the rule starts. Rows that are not finite are left out of the estimate.
+
+    Args:
+        steps: see `Estimator`.
+        objective: "loss", "relative" or "log"; see `Objective`.
+        lengths: see `Estimator`.
+    """
+
+    objectives = ("loss", "relative", "log")
+
+    def step(self) -> tuple[Gradients, dict[str, float]]:
+        """As in the base class."""
+        batches = [self.problem.shared(self.run, self.rngs["batches"]) for _ in range(self.steps + 1)]
+        gradients, end, losses = self._window(self.run, batches, self.firsts)
+        finite = losses.isfinite().all(0)
+        for leaf in tree_leaves((end.params, end.state)):
+            finite = finite & leaf.reshape(self.num, -1).isfinite().all(1)
+        if not finite.all():
+            kept = [tree_map(lambda leaf: leaf[finite], part) for part in (self.run, batches, self.firsts)]
+            gradients = self._window(*kept)[0] if finite.any() else self._zeros()
+        if not all(gradient.isfinite().all() for gradient in gradients.values()):
+            gradients = self._zeros()  # too long a product
+        self._note_firsts(losses[0])
+        self.run = end
+        restarted = self._restart(~finite)
+        parts = {
+            "loss": losses[1:, finite].mean(),
+            "diverged": (~finite).float().mean(),
+            "restarted": restarted.float().mean(),
+        }
+        return gradients, {name: value.item() for name, value in parts.items()}
+
+    def _zeros(self) -> Gradients:
+        return {name: torch.zeros_like(value) for name, value in self.rule.named_parameters()}
+
+    def _window(self, run: Run, batches: list[Any], firsts: Tensor) -> tuple[Gradients, Run, Tensor]:
+        """The gradient from the rows of `run`, the run after the window, and the losses `[steps + 1, N]`."""
+        new = run.age == 0
+        outputs, pulls, seen = [], [], []
+        with torch.enable_grad():
+            for step, batch in enumerate(batches):
+                grads, losses = self.problem.gradients(run.params, run.instances, batch)
+                seen.append(losses)
+                if step == 0:
+                    firsts = torch.where(new, losses.abs(), firsts)
+                else:
+                    slopes = self._slopes(losses, firsts) / (len(losses) * self.steps)
+                    outputs += [run.params[name] for name in grads]
+                    pulls += [slopes.view(-1, *[1] * (grad.ndim - 1)) * grad for grad in grads.values()]
+                if step < self.steps:
+                    params, state = self.rule.update(grads, run.state, run.params, losses)
+                    run = run._replace(params=params, state=state, age=run.age + 1)
+            learned = dict(self.rule.named_parameters())
+            found = torch.autograd.grad(outputs, list(learned.values()), pulls, materialize_grads=True)
+        return dict(zip(learned, found, strict=True)), tree_map(torch.detach, run), torch.stack(seen)
+
+    def _slopes(self, losses: Tensor, firsts: Tensor) -> Tensor:
+        """The objective's derivative by the losses, `[N]`."""
+        match self.objective:
+            case "loss":
+                return torch.ones_like(losses)
+            case "relative":
+                return 1.0 / firsts
+        return 1.0 / (losses + FLOOR * firsts)
+
+
+class PES(Estimator):
+    """Persistent evolution strategies, with antithetic pairs: rows `i` and `i + N / 2`.
+
+    With the perturbations `e` of a window, drawn for each pair, the weights of its rows are `w + e` and `w - e`; with `s`
+    the sum of a pair's perturbations since it began and `L+`, `L-` the mean objectives of its rows in this window, the
+    estimate is the mean over pairs of `s (L+ - L-) / (2 sigma^2)`. Its expectation is the gradient of the objective
+    averaged over perturbations, without bias for "loss" and "relative".
+
+    Args:
+        steps: see `Estimator`.
+        objective: see `Objective`.
+        lengths: see `Estimator`.
+        sigma: standard deviation of the perturbations.
+        persistent: otherwise `s` holds this window's perturbation only: truncated evolution strategies (Metz et al. 2019).
+    """
+
+    copies = 2
+
+    def __init__(
+        self,
+        steps: int = 20,
+        objective: Objective = "loss",
+        lengths: tuple[int, int] | None = None,
+        sigma: float = 0.01,
+        persistent: bool = True,
+    ):
+        super().__init__(steps, objective, lengths)
+        if not sigma > 0:
+            raise ValueError(f"sigma must be above 0, got {sigma}")
+        self.sigma = sigma
+        self.persistent = persistent
+
+    def start(self, problem: Problem, rule: UpdateRule, num: int, rngs: Mapping[str, np.random.Generator]) -> None:
+        """As in the base class."""
+        super().start(problem, rule, num, rngs)
+        self.sums = {name: value.new_zeros(num // 2, *value.shape) for name, value in rule.named_parameters()}
+
+    def state(self) -> dict[str, Any]:
+        """As in the base class."""
+        return {**super().state(), "sums": self.sums}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As in the base class."""
+        super().set_state(state)
+        self.sums = state["sums"]
+
+    @torch.no_grad()
+    def step(self) -> tuple[Gradients, dict[str, float]]:
+        """As in the base class."""
+        drawn = {name: self._noise(value) for name, value in self.sums.items()}
+        self.sums = {name: value + drawn[name] for name, value in self.sums.items()} if self.persistent else drawn
+        weights = {n: torch.cat([w + drawn[n], w - drawn[n]]) for n, w in self.rule.named_parameters()}
+        end, losses = with_tensors(self.rule, weights, self._window)
+        self._note_firsts(losses[0])
+        diverged = ~losses.isfinite().all(0)
+        for leaf in tree_leaves((end.params, end.state)):
+            diverged = diverged | ~leaf.reshape(self.num, -1).isfinite().all(1)
+        factors = self._differences(losses, diverged) / (self.num * self.sigma**2)
+        gradients = {name: torch.tensordot(factors.to(value), value, 1) for name, value in self.sums.items()}
+        self.run = end
+        restarted = self._restart(diverged)
+        kept = ~restarted[: self.num // 2]
+        self.sums = {name: value * kept.view(-1, *[1] * (value.ndim - 1)) for name, value in self.sums.items()}
+        parts = {
+            "loss": losses[:, ~diverged].mean(),
+            "diverged": diverged.float().mean(),
+            "restarted": restarted.float().mean(),
+        }
+        return gradients, {name: value.item() for name, value in parts.items()}
+
+    def _noise(self, like: Tensor) -> Tensor:
+        noise = self.rngs["perturbations"].standard_normal(like.shape, np.float32)
+        return torch.from_numpy(noise).to(like) * self.sigma
+
+    def _window(self, rule: UpdateRule) -> tuple[Run, Tensor]:
+        """The run after a window with perturbed weights, and the losses before each of its steps, `[steps, N]`."""
+        run, losses = self.run, []
+        for _ in range(self.steps):
+            run, before = self.problem.advance(run, rule, self.rngs["batches"], self.copies)
+            losses.append(before)
+        return run, torch.stack(losses)
+
+    def _differences(self, losses: Tensor, diverged: Tensor) -> Tensor:
+        """`L+ - L-` of each pair, `[N / 2]`, where rows that diverged have the worst objective of all others."""
+        if self.objective == "relative":
+            losses = losses / self.firsts
+        elif self.objective == "log":
+            losses = (losses / self.firsts + FLOOR).log()
+        means = losses.mean(0)
+        worst = means[~diverged].max() if not diverged.all() else means.new_zeros(())
+        worst = worst + 1.0 if self.objective == "rank" else worst  # it loses against the worst of the others, too
+        plus, minus = torch.where(diverged, worst, means).chunk(2)
+        match self.objective:
+            case "deviation":
+                return (plus - minus) / (plus - minus).square().mean().sqrt().clamp_min(1e-12)
+            case "rank":
+                return (plus - minus).sign()
+        return plus - minus

@@ -1,0 +1,27 @@
+"""How dormant the neurons of a network are: what OPEN (Goldie et al. 2024) tells its update rule.
+
+A neuron's score is its mean activity, without signs, over that of its layer (Sokar et al. 2023, "The dormant neuron
+phenomenon in deep reinforcement learning", eq. 1). OPEN's rule reads the score; here it reads how much is missing to 1, so
+that 0 says that nothing is the matter.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def dormancy(activations: Tensor) -> Tensor:
+    """Of the `H` neurons of a layer, `[N, H]`: 0 for those at least as active as their layer's mean, 1 for silent ones.
+
+    Args:
+        activations: of `N` tasks on `M` inputs, `[N, M, H]`.
+    """
+    activity = activations.abs().mean(1)
+    smallest = torch.finfo(activity.dtype).tiny  # in a layer that is silent all are dormant
+    return (1.0 - activity / activity.mean(1, keepdim=True).clamp_min(smallest)).clamp_min(0.0)
+
+
+def spread(dormancy: Tensor, shape: Sequence[int]) -> Tensor:
+    """`dormancy [N, H]` of neurons for the numbers that lead into them, `[N, *shape]`, where `shape` begins with `H`."""
+    return dormancy.reshape(*dormancy.shape, *[1] * (len(shape) - 1)).expand(len(dormancy), *shape)
