@@ -381,6 +381,15 @@ def optimizers() -> str:
     return "\n".join(lines)
 
 
+def speed_optimizers() -> str:
+    """What one step of each optimizer costs."""
+    result = _read("speed-optimizers.json")
+    lines = ["| optimizer | microseconds per step | x fused Adam |", "|---|---|---|"]
+    for row in result["rows"] if result else []:
+        lines.append(f"| {row['optimizer']} | {row['step_us']:.0f} | {row['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def _optimizer_cells(target: dict, measure: str) -> str:
     sign = -1 if target["returns"] else 1
     ours, *others = target["rules"]
@@ -406,6 +415,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recalling": recalling,
     "speed_memory_cores": speed_memory_cores,
     "optimizers": optimizers,
+    "speed_optimizers": speed_optimizers,
 }
 
 

@@ -215,15 +215,10 @@ def resume(args: list[str]) -> None:
     model = training.resume(options.run, callback=progress, progress_bar=options.progress_bar)
     if hasattr(progress, "start"):  # there was something left to do
         print(progress.summary())
-    print(f"Done, at step {model.num_timesteps:,}. See how it adapts: metarl evaluate {options.run}")
+    print(f"Done, at step {model.num_timesteps:,}. See what it learned: metarl evaluate {options.run}")
 
 
 # -- evaluate and compare ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _EvaluateStart:
-    run: Positional[tuple[Path, ...]] = ()
 
 
 def evaluate(args: list[str]) -> None:
@@ -254,8 +249,8 @@ def evaluate(args: list[str]) -> None:
         """Show a progress bar."""
 
     prog = "metarl evaluate"
-    start, _ = parse_known_options(_EvaluateStart, args, prog=prog)
-    if start.run and not isinstance(read_config(RunFolder.open(start.run[0]).config_file), TrainingConfig):
+    files = [file for part in args if (file := Path(part) / "config.yaml").is_file()]
+    if files and not isinstance(read_config(files[0]), TrainingConfig):
         from metarl.optimizer_commands import evaluate_optimizer
 
         return evaluate_optimizer(args)

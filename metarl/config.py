@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from metarl.algorithms.base import MetaAlgorithm
-from metarl.algorithms.learned_optimizer import OptimizerTraining, OptimizerTrainingConfig, make_problem
+from metarl.algorithms.learned_optimizer import OptimizerTraining, OptimizerTrainingConfig, make_problem, make_rule
 from metarl.algorithms.maml import MAMLPPO
 from metarl.algorithms.outer_loop import OuterLoop
 from metarl.algorithms.rl2 import RL2PPO
@@ -111,6 +112,10 @@ class RunConfig:
 
 
 def _from_values(cls: type[T], values: Mapping[str, Any], path: str | Path) -> T:
+    algorithm = values.get("algorithm")
+    if isinstance(algorithm, str) and CONFIGS.get(algorithm, cls) is not cls:
+        fitting = ", ".join(name for name, kind in CONFIGS.items() if kind is cls)
+        raise ValueError(f"{path}: algorithm must be {fitting} here, got {algorithm}")
     try:
         return from_plain(cls, values)
     except ValueError as error:
@@ -240,9 +245,11 @@ class OptimizerConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_known(f"rule {self.rule!r}", self.rule, [name for name in RULES if name not in HAND_MADE])
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0, got {self.rate}")
+        with torch.random.fork_rng(devices=[]):  # what is wrong with the rule is told at once
+            make_rule(self.rule, self.rate or 1.0, self.rule_kwargs, self.problem)
+        self.hyperparameters.resolved_for(self.problem)
 
     @cached_property
     def problem(self) -> Problem:
@@ -258,10 +265,14 @@ class OptimizerConfig(RunConfig):
         """The same with the values that None stands for. Tuning the rate may take a minute."""
         rate, rule_kwargs = self.rate, dict(self.rule_kwargs)
         if rate is None:
-            base = rule_kwargs.get("base") or "adam"
-            finely = TUNING[self.problem.differentiable]
-            best = tune(self.problem, [base], np.random.default_rng(self.seed), **finely)[base]
-            rate, rule_kwargs = best.rate, {**best.options, **rule_kwargs}
+            base = rule_kwargs.get("base") or RULES[self.rule].starts_as
+            check_known(f"base {base!r}", base, HAND_MADE)
+            tuning = dict(TUNING[self.problem.differentiable])
+            grid = tuning.get("options", OPTIONS).get(base, {})
+            grid = {name: [rule_kwargs[name]] if name in rule_kwargs else values for name, values in grid.items()}
+            best = tune(self.problem, [base], np.random.default_rng(self.seed), **{**tuning, "options": {base: grid}})[base]
+            taken = inspect.signature(RULES[self.rule]).parameters
+            rate, rule_kwargs = best.rate, {**{n: v for n, v in best.options.items() if n in taken}, **rule_kwargs}
         hyperparameters = self.hyperparameters.resolved_for(self.problem)
         return dataclasses.replace(self, rate=rate, rule_kwargs=rule_kwargs, hyperparameters=hyperparameters)
 
@@ -279,7 +290,7 @@ TUNING: dict[bool, dict[str, Any]] = {
     True: {"num": 256},
     False: {
         "num": 64,
-        "rates": tuple(float(f"{10 ** (k / 4):.2g}") for k in range(-16, 1)),
+        "rates": tuple(float(f"{10 ** (k / 4):.2g}") for k in range(-16, 5)),
         "options": {
             **OPTIONS,
             "adam": {"eps": (1e-5,)},
@@ -300,7 +311,8 @@ def read_config(path: str | Path) -> RunConfig:
         ValueError: in one line that names the file, at what is not YAML, an unknown key, or a wrong value.
     """
     algorithm = read_yaml(path).get("algorithm", "rl2")
-    return CONFIGS.get(algorithm, TrainingConfig).from_yaml(path)
+    known = isinstance(algorithm, str) and algorithm in CONFIGS
+    return (CONFIGS[algorithm] if known else TrainingConfig).from_yaml(path)
 
 
 def checked_family(env: str, env_kwargs: Mapping[str, Any] | None = None) -> TaskFamily:

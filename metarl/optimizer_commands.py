@@ -58,9 +58,10 @@ def train_optimizer(args: list[str]) -> None:
         print("Tuning the rate on training problems first: --rate gives one", flush=True)
     print(f"Watch it: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
     progress = Progress(every=None if options.progress_bar else 60.0)
-    training.train(config, folder, callback=progress, progress_bar=options.progress_bar)
+    model = training.train(config, folder, callback=progress, progress_bar=options.progress_bar)
     print(progress.summary())
-    print(f"Done. The rule: {training.rule_file(folder)}. See how it optimises: metarl evaluate {folder}")
+    print(f"Done. The rule, whose learning rate is {model.made_of['rate']:g}: {training.rule_file(folder)}")
+    print(f"See how it optimises: metarl evaluate {folder}")
 
 
 @dataclass(frozen=True, kw_only=True)

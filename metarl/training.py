@@ -41,6 +41,7 @@ from metarl.evaluation import (
 )
 from metarl.interrupts import StopOnInterrupt, graceful_interrupts
 from metarl.run_folder import RunFolder, RunFolderError
+from metarl_envs.family import check_at_least
 
 
 class Interrupted(SystemExit):
@@ -163,17 +164,20 @@ def evaluate_optimizer_run(
     A picture and a page lie beside it. Arguments as in `metarl.evaluation.evaluate_optimizer`.
     """
     model = load_optimizer_run(folder)
-    trained_on = model.problem.differentiable
+    for name, value, least in (("num_problems", num_problems, 1), ("steps", steps, 1), ("seed", seed, 0)):
+        if value is not None:
+            check_at_least(name, value, least)
+    has_losses = model.problem.differentiable
     curve = evaluate_optimizer(
         model.rule,
         model.problem,
         name=model.made_of["rule"],
         split=split,
-        num_problems=num_problems or (512 if trained_on else 128),
+        num_problems=num_problems or (512 if has_losses else 128),
         steps=steps,
         seed=seed,
-        returns=not trained_on,
-        tuning=TUNING[trained_on],
+        returns=not has_losses,
+        tuning=TUNING[has_losses],
     )
     file = Path(folder) / f"{'_'.join(['optimization', *[split] * (split != 'test'), *[str(steps)] * bool(steps)])}.csv"
     curve.save_csv(file)
@@ -291,6 +295,7 @@ def _learn(
 ) -> MetaAlgorithm | OuterLoop:
     remaining = config.total_timesteps - model.num_timesteps
     if remaining <= 0:
+        _export(model, run)
         return model
     model.set_logger(_tensorboard(run.tensorboard, model.num_timesteps))
     further = callback if isinstance(callback, list) else [callback] if callback else []
@@ -304,9 +309,14 @@ def _learn(
             f"stopped and saved at step {model.num_timesteps:,} of {config.total_timesteps:,}: "
             f"go on with `metarl resume {run.path}`",
         )
+    _export(model, run)
+    return model
+
+
+def _export(model: MetaAlgorithm | OuterLoop, run: RunFolder) -> None:
+    """Leave what can be used elsewhere in the run's folder."""
     if isinstance(model, OptimizerTraining):
         model.export(rule_file(run.path))
-    return model
 
 
 class _SaveCheckpoints(BaseCallback):

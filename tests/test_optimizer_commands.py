@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from metarl import cli
 from metarl.config import OptimizerConfig, read_config
 from metarl.plain import field_sentences
+from metarl.problems import tune
 from metarl.training import Interrupted, load_optimizer_run, load_run, resume, rule_file, train
 from metarl.updates.weights import read_rule
 
@@ -50,7 +52,7 @@ def test_trains_interrupted_and_resumed_to_the_bit(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert read_config(tmp_path / "cut" / "config.yaml") == OptimizerConfig(**TINY).resolved()
     assert load_optimizer_run(tmp_path / "cut").num_timesteps == 240
-    with pytest.raises(ValueError, match=r"config.yaml: .* is unknown"):
+    with pytest.raises(ValueError, match=r"config.yaml: algorithm must be rl2, maml here, got learned-optimizer"):
         load_run(tmp_path / "cut")
 
 
@@ -60,7 +62,7 @@ def test_from_the_command_line(metarl, tmp_path):
     code, output, _ = metarl(*command, "--no-progress-bar")
     assert code == 0
     assert "Tuning the rate on training problems first" in output
-    assert f"Done. The rule: {run}/rule.safetensors" in output
+    assert f": {run}/rule.safetensors" in output
     assert read_rule(run / "rule.safetensors").name == "mlp"
     rate = yaml.safe_load((run / "config.yaml").read_text())["rate"]
     assert read_rule(run / "rule.safetensors").rate == pytest.approx(rate)
@@ -71,10 +73,12 @@ def test_from_the_command_line(metarl, tmp_path):
         assert f"\n{name}" in output
     for suffix in ("csv", "png", "html"):
         assert (run / f"optimization.{suffix}").stat().st_size > 500
-    code, output, _ = metarl("evaluate", run, "--num-problems", "12", "--steps", "20", "--split", "train")
+    code, output, _ = metarl("evaluate", "--num-problems", "12", "--steps", "20", "--split", "train", run)
     assert code == 0
     assert (run / "optimization_train_20.csv").exists()
+    (run / "rule.safetensors").unlink()
     code, output, _ = metarl("resume", run, "--no-progress-bar")
+    assert (run / "rule.safetensors").exists()
     assert code == 0
     assert output.startswith("Done, at step 160.")
 
@@ -98,6 +102,8 @@ def test_a_saved_config_is_a_preset(metarl, tmp_path):
         (["--rate", "0"], "rate must be above 0, got 0.0"),
         (["--windw", "3"], "unknown options: --windw, 3; did you mean --window?"),
         (["--window", "0", "--rate", "1"], "window must be at least 1, got 0"),
+        (["--rule-kwargs", "{base: foo}"], "base must be one of"),
+        (["--preset", "gridnavi"], "algorithm must be learned-optimizer here, got rl2"),
         (["--problem-kwargs", "{dimension: 3}"], "problem_kwargs.dimension is unknown (did you mean dimensions?)"),
         (["--preset", "nothing.yaml"], "--preset nothing.yaml: there is no such file"),
     ],
@@ -120,3 +126,28 @@ def test_every_option_has_a_sentence(metarl):
                 assert f"--{name.replace('_', '-')}" in output
     _, output, _ = metarl("train", "--help")
     assert "learned-optimizer" in output
+
+
+def test_bad_numbers_for_an_evaluation(metarl, tmp_path):
+    train(OptimizerConfig(**TINY), tmp_path / "run", progress_bar=False)
+    for option, value, least in (("--steps", "0", 1), ("--num-problems", "0", 1), ("--seed", "-1", 0)):
+        code, _, errors = metarl("evaluate", tmp_path / "run", option, value)
+        assert code == 2
+        assert f"{option[2:].replace('-', '_')} must be at least {least}, got {value}" in errors
+
+
+@pytest.mark.parametrize("rule", ["lstm", "optim4rl", "lstm_meta_learner"])
+def test_rates_are_tuned_for_what_a_rule_starts_as(rule):
+    config = OptimizerConfig(rule=rule, problem_kwargs={"dimensions": 3, "horizon": 10})
+    rate = config.resolved().rate
+    tuned = tune(config.problem, ["sgd" if rule == "lstm_meta_learner" else "adam"], np.random.default_rng(0), num=256)
+    assert rate == next(iter(tuned.values())).rate
+
+
+def test_options_that_are_given_narrow_the_tuning():
+    options = {"base": "momentum", "momentum": 0.5}
+    config = OptimizerConfig(rule_kwargs=options, problem_kwargs={"dimensions": 3, "horizon": 10})
+    grid = {"momentum": {"momentum": (0.5,)}}
+    tuned = tune(config.problem, ["momentum"], np.random.default_rng(0), num=256, options=grid)["momentum"]
+    assert config.resolved().rate == tuned.rate
+    assert config.resolved().rule_kwargs == options

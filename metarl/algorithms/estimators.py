@@ -271,7 +271,7 @@ class PES(Estimator):
         diverged = ~losses.isfinite().all(0)
         for leaf in tree_leaves((end.params, end.state)):
             diverged = diverged | ~leaf.reshape(self.num, -1).isfinite().all(1)
-        factors = self._differences(losses, diverged) / (self.num * self.sigma**2)
+        factors = (self._differences(losses, diverged) / (self.num * self.sigma**2)).to(losses)
         gradients = {name: torch.tensordot(factors.to(value), value, 1) for name, value in self.sums.items()}
         self.run = end
         restarted = self._restart(diverged)
@@ -298,6 +298,7 @@ class PES(Estimator):
 
     def _differences(self, losses: Tensor, diverged: Tensor) -> Tensor:
         """`L+ - L-` of each pair, `[N / 2]`, where rows that diverged have the worst objective of all others."""
+        losses = losses.double()  # where they are finite, so are their means
         if self.objective == "relative":
             losses = losses / self.firsts
         elif self.objective == "log":

@@ -7,6 +7,7 @@ gradients for the rule are estimated in `metarl.algorithms.estimators`; here the
 
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from metarl.checkpoint import CheckpointError
 from metarl.plain import check_known, convert, from_plain
 from metarl.problems import PROBLEMS, Problem
 from metarl.seeding import spawn
-from metarl.updates import RULES, Coordinatewise
+from metarl.updates import HAND_MADE, RULES, Coordinatewise
 from metarl.updates.weights import SavedRule, save_rule
-from metarl_envs import TaskFamily, make_family
+from metarl_envs import make_family
 
+LEARNED = [n for n, rule in RULES.items() if issubclass(rule, Coordinatewise) and n not in HAND_MADE]
+"""Names of the rules that can be trained: those that learn, and fit networks of any shape."""
 EVOLVED = ("rank", "deviation")
 """Objectives that evolution strategies alone can have."""
 
@@ -58,7 +61,7 @@ class OptimizerTrainingConfig:
 
     def __post_init__(self):
         for name, hint in get_type_hints(OptimizerTrainingConfig).items():
-            convert(getattr(self, name), hint, name)
+            object.__setattr__(self, name, convert(getattr(self, name), hint, name))
         for name in ("num_problems", "window", "shortest", "longest"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -76,8 +79,14 @@ class OptimizerTrainingConfig:
         """The same with the values that None stands for on `problem`."""
         if self.estimator == "tbptt" and not problem.differentiable:
             raise ValueError(f"estimator must be pes for {problem.name}, whose returns have no derivatives, got tbptt")
+        if self.objective in ("relative", "log") and not problem.differentiable:
+            raise ValueError(f"objective must be loss, deviation or rank for returns, of either sign, got {self.objective}")
         estimator = self.estimator or ("tbptt" if problem.differentiable else "pes")
-        lengths = {"shortest": self.shortest or self.longest or problem.horizon, "longest": self.longest or problem.horizon}
+        # PES sees losses before each step only: with one more, what the last step does counts too
+        longest = self.longest or max(problem.horizon + (estimator == "pes"), self.shortest or 0)
+        lengths = {"shortest": self.shortest or longest, "longest": longest}
+        if lengths["shortest"] > longest:
+            raise ValueError(f"shortest must be at most longest ({longest}), got {self.shortest}")
         objective = self.objective or ("relative" if problem.differentiable else "deviation")
         rate = self.final_learning_rate or self.learning_rate / 100
         return dataclasses.replace(self, estimator=estimator, objective=objective, final_learning_rate=rate, **lengths)
@@ -123,6 +132,9 @@ class OptimizerTraining(OuterLoop):
         **hyperparameters: Any,
     ):
         super().__init__(tensorboard_log, verbose)
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate must be above 0, got {rate}")
+        rule_kwargs = as_json("rule_kwargs", rule_kwargs)
         self.seed = seed
         self.problem = make_problem(family, family_kwargs, problem_kwargs)
         self.made_of = {
@@ -137,8 +149,6 @@ class OptimizerTraining(OuterLoop):
         self.config = dataclasses.replace(config, **hyperparameters).resolved_for(self.problem)
         torch.manual_seed(seed)
         self.rule = make_rule(rule, rate, rule_kwargs, self.problem)
-        if not any(True for _ in self.rule.parameters()):
-            raise ValueError(f"rule must be one that learns, got {rule}")
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.config.learning_rate)
         self.estimator = self.config.make_estimator()
         self.estimator.start(self.problem, self.rule, self.config.num_problems, spawn(seed, STREAMS))
@@ -151,7 +161,8 @@ class OptimizerTraining(OuterLoop):
         for name, parameter in self.rule.named_parameters():
             parameter.grad = gradients[name]
         norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.max_grad_norm)
-        self.optimizer.step()
+        if norm.isfinite():  # otherwise nothing is known about where to go
+            self.optimizer.step()
         self.num_timesteps += config.num_problems * config.window
         return {
             "train/learning_rate": rate,
@@ -219,11 +230,18 @@ def make_problem(
         if family_kwargs:
             raise ValueError(f"family_kwargs go with an environment's id, but family is {family}")
         return from_plain(PROBLEMS[family], problem_kwargs or {}, "problem_kwargs.")
-    tasks: TaskFamily
     if "/" not in family and ":" not in family and "-v" not in family:
-        check_known(f"family {family!r}", family, [*PROBLEMS, "or a Gymnasium id"])
+        check_known(f"family {family!r} is no Gymnasium id and", family, PROBLEMS)
     tasks = make_family(family, **(family_kwargs or {}))
     return from_plain(PPOProblem, {**(problem_kwargs or {}), "family": tasks}, "problem_kwargs.")
+
+
+def as_json(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`options` as JSON gives them back: what a rule's file can hold."""
+    try:
+        return json.loads(json.dumps(dict(options or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be what JSON can hold: {error}") from error
 
 
 def make_rule(name: str, rate: float, options: Mapping[str, Any] | None, problem: Problem) -> Coordinatewise:
@@ -232,11 +250,9 @@ def make_rule(name: str, rate: float, options: Mapping[str, Any] | None, problem
     Raises:
         ValueError: at an unknown rule or option.
     """
-    check_known(f"rule {name!r}", name, RULES)
+    check_known(f"rule {name!r}", name, LEARNED)
     try:
         rule = RULES[name](problem.template(), rate, **(options or {}))
     except TypeError as error:
         raise ValueError(f"rule_kwargs do not fit {name}: {error}") from error
-    if not isinstance(rule, Coordinatewise):
-        raise ValueError(f"rule must fit networks of any shape, which {name} does not")
     return rule

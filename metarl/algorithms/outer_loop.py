@@ -1,4 +1,7 @@
-"""Training that needs no environment of its own, in the manners of Stable-Baselines3's algorithms: its callbacks work."""
+"""Training that needs no environment of its own, in the manners of Stable-Baselines3's algorithms.
+
+Its callbacks work, but for those that ask for an environment.
+"""
 
 import time
 from collections.abc import Iterator

@@ -66,6 +66,8 @@ class Coordinatewise(UpdateRule):
         rate: the step size, which all moves are proportional to.
     """
 
+    starts_as: ClassVar[str] = "adam"
+    """Name of the hand-made rule that an untrained one equals or is near to, unless an option `base` says otherwise."""
     rate: Tensor
 
     def __init__(self, params: Mapping[str, Tensor], rate: float):
@@ -120,12 +122,6 @@ def columns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`weight [O, I]`, or one per task `[N, O, I]`, times `x [N, I, P]`, plus `bias [O]` or `[N, O]`: `[N, O, P]`."""
     product = torch.bmm(weight.expand(len(x), -1, -1), x)
     return product if bias is None else product + bias[..., None]
-
-
-def rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x [N, P, I]` times `weight [O, I]`, or one per task `[N, O, I]`, plus `bias [O]` or `[N, O]`: `[N, P, O]`."""
-    product = x @ weight.mT
-    return product if bias is None else product + bias[..., None, :]
 
 
 def check_decay(name: str, value: float) -> float:

@@ -44,6 +44,7 @@ class LSTMMetaLearner(Coordinatewise):
     """
 
     method = "LSTM meta-learner"
+    starts_as = "sgd"
 
     def __init__(
         self,

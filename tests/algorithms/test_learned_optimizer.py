@@ -110,18 +110,21 @@ def test_learns_and_what_it_exports_is_what_it_learned(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"family": "quadratic"}, "family 'quadratic' is unknown (did you mean quadratics?)"),
+        ({"family": "quadratic"}, "family 'quadratic' is no Gymnasium id and is unknown (did you mean quadratics?)"),
         ({"problem_kwargs": {"dimension": 3}}, "problem_kwargs.dimension is unknown (did you mean dimensions?)"),
         ({"family_kwargs": {"num_arms": 3}}, "family_kwargs go with an environment's id, but family is quadratics"),
         ({"rule": "mpl"}, "rule 'mpl' is unknown (did you mean mlp?)"),
-        ({"rule": "adam"}, "rule must be one that learns, got adam"),
-        ({"rule": "meta_sgd"}, "rule must fit networks of any shape, which meta_sgd does not"),
+        ({"rule": "adam"}, "rule 'adam' is unknown: known are mlp, learned, lstm, lstm_meta_learner, optim4rl"),
+        ({"rule": "meta_sgd"}, "rule 'meta_sgd' is unknown"),
+        ({"rate": -1.0}, "rate must be above 0, got -1.0"),
+        ({"rule_kwargs": {"hidden": {4}}}, "rule_kwargs must be what JSON can hold"),
+        ({**AGENTS, "objective": "log"}, "objective must be loss, deviation or rank for returns"),
         ({"rule_kwargs": {"bas": "adam"}}, "rule_kwargs do not fit mlp"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"sigma": 0.0}, "sigma must be above 0, got 0.0"),
         ({"estimator": "pes", "num_problems": 7}, "num_problems must be even with pes"),
         ({"estimator": "tbptt", "objective": "rank"}, "objective must be loss, relative or log with tbptt, got rank"),
-        ({"shortest": 30}, "lengths must be two integers of at least 1 in rising order, got (30, 20)"),
+        ({"shortest": 30}, "shortest must be at most longest (20), got 30"),
         ({**AGENTS, "estimator": "tbptt"}, "estimator must be pes for ppo of metarl/BernoulliBandit-v0"),
     ],
 )
@@ -144,4 +147,12 @@ def test_what_none_stands_for():
     smooth = config.resolved_for(make_problem("quadratics"))
     assert (smooth.estimator, smooth.objective, smooth.shortest, smooth.longest) == ("tbptt", "relative", 100, 100)
     rough = config.resolved_for(make_problem(AGENTS["family"], AGENTS["family_kwargs"], AGENTS["problem_kwargs"]))
-    assert (rough.estimator, rough.objective, rough.shortest, rough.longest) == ("pes", "deviation", 4, 4)
+    assert (rough.estimator, rough.objective, rough.shortest, rough.longest) == ("pes", "deviation", 5, 5)
+
+
+def test_losses_that_overflow_leave_the_rule_as_it_is():
+    """Finite losses whose mean, or whose gradient's norm, is not."""
+    model = make(rule="lstm_meta_learner", rate=0.5, estimator="pes", objective="loss", num_problems=16, window=10)
+    for _ in range(8):
+        model._iterate()
+    assert all(value.isfinite().all() for value in model.rule.state_dict().values())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metarl.updates import RULES, SGD, Adam, Diverged, LearnedSGD, MetaSGD, UpdateRule, check_adapted, inner_step
-from metarl.updates.base import columns, rows
+from metarl.updates.base import columns
 
 WAYS = [False, True]
 
@@ -126,10 +126,8 @@ def test_weights_of_both_forms():
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])  # two tasks, two features, two numbers
     weight, bias = torch.tensor([[1.0, 10.0]]), torch.tensor([0.5])
     assert columns(x, weight, bias).tolist() == [[[31.5, 42.5]], [[75.5, 86.5]]]
-    assert rows(x.mT, weight, bias).tolist() == [[[31.5], [42.5]], [[75.5], [86.5]]]
     weight, bias = torch.tensor([[[1.0, 10.0]], [[0.0, 1.0]]]), torch.tensor([[0.5], [-1.0]])
     assert columns(x, weight, bias).tolist() == [[[31.5, 42.5]], [[6, 7]]]
-    assert rows(x.mT, weight, bias).tolist() == [[[31.5], [42.5]], [[6], [7]]]
     assert columns(x, weight).tolist() == [[[31, 42]], [[7, 8]]]
 
 
