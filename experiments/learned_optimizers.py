@@ -95,8 +95,8 @@ def write_card(name: str, result: Mapping[str, Any], config: OptimizerConfig) ->
         "",
         f"A `{config.rule}` update rule, trained on {result['targets'][0]['problem']} by "
         f"{config.hyperparameters.estimator} for {result['inner_steps']:,} inner steps "
-        f"({hours:.1f} hours on one thread of a CPU), seed {config.seed}. Its rate is {config.rate:g}: give that as the "
-        "learning rate.",
+        f"({hours:.1f} hours on one thread of a CPU), seed {config.seed}. Its rate is {config.rate:g}: that is the "
+        "learning rate for trainings like those; for longer ones and larger networks try smaller rates too, as for Adam.",
         "",
         f"Made by `{result['command']}`. On held-out problems, beside hand-made rules tuned on training problems of each "
         "target, with 95 % intervals over problems:",

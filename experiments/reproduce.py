@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from result_files import RESULTS
 
 import metarl
 from metarl.config import RunConfig, TrainingConfig, read_config
@@ -25,7 +26,6 @@ from metarl.plain import from_plain
 from metarl.progress import Progress
 from metarl.training import evaluate_run, load_run, resume, train
 
-RESULTS = Path(__file__).parent / "results"
 PRESETS = Path(metarl.__file__).parent / "presets"
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from result_files import RESULTS, read_result
+from tables_few_shot import FEW_SHOT
+
 PAGES = [Path(__file__).parent.parent / name for name in ("README.md", "docs/results.md")]
 
 
@@ -55,7 +57,7 @@ def agents() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for target in TARGETS:
-        result = _read(f"{target.preset}.json")
+        result = read_result(f"{target.preset}.json")
         if result is None:
             continue
         values = [_measure(target, row["splits"][target.split]) for row in result["seeds"] if target.split in row["splits"]]
@@ -87,7 +89,7 @@ def _measure(target: Target, scores: dict) -> tuple[float, float, float]:
 def references() -> str:
     """Classical players beside their published scores."""
     lines = ["| setting | player | published | here, 95 % interval | tasks |", "|---|---|---|---|---|"]
-    for setting in _read("references.json") or []:
+    for setting in read_result("references.json") or []:
         optimum = setting.get("bayes_optimal")
         if optimum and optimum.get("value"):
             lines.append(f"| {setting['name']} | Bayes-optimal, exact value | | {optimum['value']:.3f} | |")
@@ -105,7 +107,7 @@ def context() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in ("cartpole-context", "pendulum-context", "walker2d-dynamics"):
-        for row in (_read(f"{name}-vs-ppo.json") or {"seeds": []})["seeds"]:
+        for row in (read_result(f"{name}-vs-ppo.json") or {"seeds": []})["seeds"]:
             for key, scores in row["splits"].items():
                 ours, theirs = scores["episodes"], row["ppo"]["splits"][key]["episodes"]
                 value, low, high = row["difference"][key]
@@ -126,7 +128,7 @@ def _episode(episodes: dict, index: int) -> str:
 
 def speed() -> str:
     """Steps per second beside sb3-contrib's RecurrentPPO."""
-    result = _read("speed_recurrent_ppo.json")
+    result = read_result("speed_recurrent_ppo.json")
     if result is None:
         return ""
     columns = [name for name in result["rows"][0] if name not in ("num_envs", "shares")]
@@ -158,18 +160,18 @@ def gradient_steps() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for preset, task, minutes, wanted in STEPS:
-        result = _read(f"{preset}.json") or {"seeds": []}
+        result = read_result(f"{preset}.json") or {"seeds": []}
         for step, (published, target) in enumerate(wanted):
             found = [row["splits"]["test"]["by_update"][step] for row in result["seeds"]]
             after = f"{task}, return per episode after {step} gradient step{'s' * (step != 1)}"
             lines += _steps_row(after, f"{published} (MAML)", target, minutes, found, result)
         if preset == "maml-halfcheetah-direction":
-            result = _read("halfcheetah-direction.json") or {"seeds": []}
+            result = read_result("halfcheetah-direction.json") or {"seeds": []}
             for episode, name in enumerate(("first", "second")):
                 scores = [row["splits"]["test"]["episodes"] for row in result["seeds"]]
                 found = [[score[key][episode] for key in ("mean", "low", "high")] for score in scores]
                 lines += _steps_row(f"The same by RL², {name} episode", "", None, None, found, result)
-    result = _read("maml-bandit-5x100.json") or {"seeds": []}
+    result = read_result("maml-bandit-5x100.json") or {"seeds": []}
     found = [row["splits"]["test"]["total"] for row in result["seeds"]]
     lines += _steps_row("Bernoulli bandit, 5 arms, 100 pulls, a gradient step every 10", "67.1", 67.1, 20, found, result)
     return "\n".join(lines)
@@ -197,7 +199,7 @@ def methods() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for family in ("gridnavi", "cartpole-context", "halfcheetah-velocity"):
-        result = _read(f"methods-{family}.json")
+        result = read_result(f"methods-{family}.json")
         if result is None:
             continue
         every = result["episodes_per_update"]
@@ -218,7 +220,7 @@ def methods() -> str:
 
 def speed_maml() -> str:
     """Meta-iterations per second beside the usual arrangement."""
-    result = _read("speed_maml.json")
+    result = read_result("speed_maml.json")
     if result is None:
         return ""
     columns = list(result["rows"][0]["speeds"])
@@ -233,7 +235,7 @@ def speed_maml() -> str:
 
 def speed_mujoco() -> str:
     """Environment steps per second beside MuJoCo alone and Gymnasium's processes."""
-    result = _read("speed_mujoco.json")
+    result = read_result("speed_mujoco.json")
     if result is None:
         return ""
     columns = list(result["rows"][0]["speeds"])
@@ -266,7 +268,7 @@ def memory_others() -> str:
 
 def _cores(problems: Sequence[str], form: str) -> str:
     """A row per core and a column per problem, one value per seed; parameters from least to most, minutes of the first."""
-    found = {name: (_read(f"memory-{name}.json") or {"rows": []})["rows"] for name in problems}
+    found = {name: (read_result(f"memory-{name}.json") or {"rows": []})["rows"] for name in problems}
     cores = list(dict.fromkeys(row["core"] for rows in found.values() for row in rows))
     steps = {name: f", {rows[0]['steps'] / 1e6:.0f} M steps" if rows else "" for name, rows in found.items()}
     head = "".join(f" {name}{steps[name]} | min |" for name in problems)
@@ -286,7 +288,7 @@ def _cores(problems: Sequence[str], form: str) -> str:
 def memory_length() -> str:
     """Effective memory length of every core in every problem."""
     names = [*CARDS, "barcode", *MEMORY]
-    found = {name: (_read(f"memory-{name}.json") or {"rows": []})["rows"] for name in names}
+    found = {name: (read_result(f"memory-{name}.json") or {"rows": []})["rows"] for name in names}
     names = [name for name in names if found[name]]
     lines = [f"| core | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for core in CORES[1:]:
@@ -300,7 +302,7 @@ def memory_length() -> str:
 
 def barcode() -> str:
     """Regret by occurrence in barcode bandits."""
-    rows = (_read("memory-barcode.json") or {"rows": []})["rows"]
+    rows = (read_result("memory-barcode.json") or {"rows": []})["rows"]
     times = len(rows[0]["by_occurrence"]) if rows else 0
     lines = [f"| core | seed | {' | '.join(str(k + 1) for k in range(times))} | last / first | steps | min |"]
     lines.append("|---|---|" + "---|" * (times + 3))
@@ -346,7 +348,7 @@ def _facts(row: dict) -> str:
 
 def speed_memory_cores() -> str:
     """Cost of a step beside the LSTM's."""
-    result = _read("speed_memory_cores.json")
+    result = read_result("speed_memory_cores.json")
     if result is None:
         return ""
     lines = [
@@ -368,7 +370,7 @@ def optimizers() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name in ("gaussian", "gaussian-lstm", "uniform-lstm", "digits", "cartpole"):
-        result = _read(f"optimizer-{name}.json")
+        result = read_result(f"optimizer-{name}.json")
         if result is None:
             continue
         for target in result["targets"]:
@@ -383,7 +385,7 @@ def optimizers() -> str:
 
 def speed_optimizers() -> str:
     """What one step of each optimizer costs."""
-    result = _read("speed-optimizers.json")
+    result = read_result("speed-optimizers.json")
     lines = ["| optimizer | microseconds per step | x fused Adam |", "|---|---|---|"]
     for row in result["rows"] if result else []:
         lines.append(f"| {row['optimizer']} | {row['step_us']:.0f} | {row['ratio']:.2f} |")
@@ -396,6 +398,16 @@ def _optimizer_cells(target: dict, measure: str) -> str:
     best = min((row for row in others if row[measure][0] == row[measure][0]), key=lambda row: sign * row[measure][0])
     shown = [f"{row[measure][0]:.4g} [{row[measure][1]:.4g}, {row[measure][2]:.4g}]" for row in (ours, best)]
     return f"{shown[0]} | {best['name']} {shown[1]}"
+
+
+def drop_in() -> str:
+    """A learned optimizer in Stable-Baselines3's PPO, by rate."""
+    rows = read_result("drop-in-cartpole.json") or []
+    lines = ["| optimizer | learning rate | return of the trained policy |", "|---|---|---|"]
+    for row in rows:
+        mean, low, high = row["mean"]
+        lines.append(f"| {row['optimizer']} | {row['rate']:g} | {mean:.0f} [{low:.0f}, {high:.0f}] |")
+    return "\n".join(lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -416,6 +428,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed_memory_cores": speed_memory_cores,
     "optimizers": optimizers,
     "speed_optimizers": speed_optimizers,
+    "drop_in": drop_in,
+    **FEW_SHOT,
 }
 
 
@@ -426,11 +440,6 @@ def render(text: str) -> str:
         return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
 
     return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
-
-
-def _read(name: str) -> dict | list | None:
-    path = RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

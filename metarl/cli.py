@@ -1,4 +1,4 @@
-"""The command line: `metarl envs | train | evaluate | adapt | compare | resume`.
+"""The command line: `metarl envs | train | evaluate | adapt | compare | resume | fewshot`.
 
 Every command imports what it needs when it runs, so that help comes at once. What is wrong with the input is told in one
 line, with exit code 2; with METARL_DEBUG=1 in the environment a traceback is shown instead.
@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
-from metarl.options import literals, numbered, parse_known_options, parse_options, preset_names, preset_path
+from metarl.options import literals, parse_known_options, parse_options, preset_names, preset_path
 from metarl.plain import check_known, first_sentence, shallow
 
 if TYPE_CHECKING:
     from metarl.config import TrainingConfig
-    from metarl.progress import Progress
     from metarl_envs import TaskFamily, TaskSet
 
 _HELP = {"-h", "--help"}
@@ -95,7 +94,7 @@ class _Start:
 
 def train(args: list[str]) -> None:
     """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`. Or an update rule: `train learned-optimizer`."""
-    from metarl import training
+    from metarl.commands import train_in_new_folder
     from metarl.config import CONFIGS, TrainingConfig
 
     algorithm, *args = args or ["--help"]
@@ -116,20 +115,10 @@ def train(args: list[str]) -> None:
 
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainingConfig)}
     config = TrainingConfig(**{**values, "env_kwargs": shallow(options.env_kwargs)})
-    folder = options.out or numbered(Path("runs") / f"{algorithm}-{config.env.rpartition('/')[2]}")
-    print(f"Training {algorithm} on {config.env} for {config.total_timesteps:,} steps, in {folder}", flush=True)
-    print(f"Watch it: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
-    progress = _progress(options)
-    training.train(config, folder, callback=progress, progress_bar=options.progress_bar)
-    print(progress.summary())
+    subject = f"{algorithm} on {config.env} for {config.total_timesteps:,} steps"
+    name = f"{algorithm}-{config.env.rpartition('/')[2]}"
+    _, folder = train_in_new_folder(config, name, subject, options.out, options.progress_bar)
     print(f"Done. See how it adapts: metarl evaluate {folder}")
-
-
-def _progress(options: Any) -> "Progress":
-    """Lines for a log file where there is no progress bar."""
-    from metarl.progress import Progress
-
-    return Progress(every=None if options.progress_bar else 60.0)
 
 
 def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
@@ -210,12 +199,15 @@ def resume(args: list[str]) -> None:
     """Go on with an interrupted training, exactly as if it had not been interrupted."""
     options = parse_options(ResumeOptions, args, prog="metarl resume")
     from metarl import training
+    from metarl.commands import shown_progress
+    from metarl.config import read_config
 
-    progress = _progress(options)
+    progress = shown_progress(options.progress_bar)
     model = training.resume(options.run, callback=progress, progress_bar=options.progress_bar)
     if hasattr(progress, "start"):  # there was something left to do
         print(progress.summary())
-    print(f"Done, at step {model.num_timesteps:,}. See what it learned: metarl evaluate {options.run}")
+    commands = read_config(options.run / "config.yaml").commands
+    print(f"Done, at step {model.num_timesteps:,}. See what it learned: {commands} evaluate {options.run}")
 
 
 # -- evaluate and compare ----------------------------------------------------------------------------------------------
@@ -416,11 +408,21 @@ def _sparkline(values: Sequence[float]) -> str:
     return "".join("▁▂▃▄▅▆▇█"[round((value - low) * scale)] for value in values)
 
 
+# -- few-shot learning -------------------------------------------------------------------------------------------------
+
+
+def fewshot(args: list[str]) -> None:
+    """Few-shot classification and regression: `metarl fewshot train | evaluate | compare | predict`."""
+    from metarl import fewshot_commands
+
+    fewshot_commands.fewshot(args)
+
+
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    command.__name__: command for command in (envs, train, evaluate, adapt, compare, resume)
+    command.__name__: command for command in (envs, train, evaluate, adapt, compare, resume, fewshot)
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -19,17 +19,15 @@ import torch
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learned_optimizer import OptimizerTraining, OptimizerTrainingConfig, make_problem, make_rule
 from metarl.algorithms.maml import MAMLPPO
-from metarl.algorithms.outer_loop import OuterLoop
 from metarl.algorithms.rl2 import RL2PPO
-from metarl.plain import check_known, convert, from_plain, shallow
+from metarl.plain import check_known, from_plain, shallow
 from metarl.problems import PROBLEMS, Problem, tune
 from metarl.problems.tuning import OPTIONS
-from metarl.run_folder import read_yaml
+from metarl.run_config import CONFIGS, RunConfig, from_values
 from metarl.updates import HAND_MADE, RULES
+from metarl.yaml_text import read_yaml
 from metarl_envs import TaskFamily, make_family
 from metarl_envs.family import check_at_least
-
-T = TypeVar("T")
 
 ALGORITHMS: dict[str, type[MetaAlgorithm]] = {"rl2": RL2PPO, "maml": MAMLPPO}
 """What `TrainingConfig.algorithm` may name."""
@@ -62,67 +60,6 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every training is told, whatever it trains."""
-
-    algorithm: str
-    """Name of the algorithm."""
-    total_timesteps: int = 1_000_000
-    """Steps to train for, in whole iterations."""
-    seed: int = 0
-    """Seed of everything random: equal configs give equal results."""
-    threads: int = 1
-    """CPU threads of PyTorch. Other numbers may change results in the last digits."""
-    checkpoint_every: int = 200_000
-    """Steps between checkpoints; each iteration saves one at most."""
-    keep: int = 3
-    """Number of checkpoints kept, the latest ones."""
-
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, convert(getattr(self, name), hint, name))
-        for name in ("total_timesteps", "threads", "checkpoint_every", "keep"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("seed", self.seed, 0)
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Self:
-        """Read a config from a YAML file, running no code.
-
-        Raises:
-            ValueError: in one line that names the file, at what is not YAML, an unknown key, or a wrong value.
-        """
-        return _from_values(cls, read_yaml(path), path)
-
-    def plain(self) -> dict[str, Any]:
-        """The config as nested dictionaries of plain values."""
-        return dataclasses.asdict(self)
-
-    def resolved(self) -> Self:
-        """The same with the values that None stands for."""
-        raise NotImplementedError
-
-    def make_model(self) -> MetaAlgorithm | OuterLoop:
-        """What is to be trained."""
-        raise NotImplementedError
-
-    def restore(self, state: dict[str, Any]) -> MetaAlgorithm | OuterLoop:
-        """What was trained, as of `state`."""
-        raise NotImplementedError
-
-
-def _from_values(cls: type[T], values: Mapping[str, Any], path: str | Path) -> T:
-    algorithm = values.get("algorithm")
-    if isinstance(algorithm, str) and CONFIGS.get(algorithm, cls) is not cls:
-        fitting = ", ".join(name for name, kind in CONFIGS.items() if kind is cls)
-        raise ValueError(f"{path}: algorithm must be {fitting} here, got {algorithm}")
-    try:
-        return from_plain(cls, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RunConfig):
     """Everything that decides how a training goes.
 
@@ -148,6 +85,8 @@ class TrainingConfig(RunConfig):
     """Hyperparameters of the algorithm."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the run is evaluated unless told otherwise."""
+
+    algorithms: ClassVar = tuple(ALGORITHMS)
 
     def __post_init__(self):
         super().__post_init__()
@@ -186,7 +125,7 @@ class TrainingConfig(RunConfig):
         values = read_yaml(path)
         if env is not None and env != values.get("env"):
             values = {**values, "env": env, "env_kwargs": {}}
-        return _from_values(cls, values, path)
+        return from_values(cls, values, path)
 
     def resolved(self) -> Self:
         """The same with the values that None stands for, and with the policy's defaults.
@@ -243,6 +182,8 @@ class OptimizerConfig(RunConfig):
     hyperparameters: OptimizerTrainingConfig = field(default_factory=OptimizerTrainingConfig)
     """Hyperparameters of the training."""
 
+    algorithms: ClassVar = ("learned-optimizer",)
+
     def __post_init__(self):
         super().__post_init__()
         if self.rate is not None and not 0 < self.rate < math.inf:
@@ -298,10 +239,6 @@ TUNING: dict[bool, dict[str, Any]] = {
     },
 }
 """How rates are tuned on problems with derivatives, which are cheap, and on others."""
-
-
-CONFIGS: dict[str, type[RunConfig]] = {**dict.fromkeys(ALGORITHMS, TrainingConfig), "learned-optimizer": OptimizerConfig}
-"""Kinds of config by the name of the algorithm."""
 
 
 def read_config(path: str | Path) -> RunConfig:

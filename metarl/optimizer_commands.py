@@ -9,10 +9,10 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from metarl import training
 from metarl.algorithms.learned_optimizer import OptimizerTrainingConfig
+from metarl.commands import train_in_new_folder
 from metarl.config import OptimizerConfig
-from metarl.options import numbered, parse_known_options, parse_options, preset_path
+from metarl.options import parse_known_options, parse_options, preset_path
 from metarl.plain import shallow
-from metarl.progress import Progress
 
 NAME = "learned-optimizer"
 
@@ -52,14 +52,11 @@ def train_optimizer(args: list[str]) -> None:
         default = TrainOptions(**shallow(OptimizerConfig.from_yaml(preset_path(start.preset))))
     options = parse_options(TrainOptions, args, prog=prog, default=default)
     config = OptimizerConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(OptimizerConfig)})
-    folder = options.out or numbered(Path("runs") / f"{config.rule}-{config.family.rpartition('/')[2]}")
-    print(f"Training {config.rule} on {config.family} for {config.total_timesteps:,} inner steps, in {folder}", flush=True)
+    subject = f"{config.rule} on {config.family} for {config.total_timesteps:,} inner steps"
     if config.rate is None:
         print("Tuning the rate on training problems first: --rate gives one", flush=True)
-    print(f"Watch it: tensorboard --logdir {folder / 'tensorboard'}", flush=True)
-    progress = Progress(every=None if options.progress_bar else 60.0)
-    model = training.train(config, folder, callback=progress, progress_bar=options.progress_bar)
-    print(progress.summary())
+    name = f"{config.rule}-{config.family.rpartition('/')[2]}"
+    model, folder = train_in_new_folder(config, name, subject, options.out, options.progress_bar)
     print(f"Done. The rule, whose learning rate is {model.made_of['rate']:g}: {training.rule_file(folder)}")
     print(f"See how it optimises: metarl evaluate {folder}")
 

@@ -14,6 +14,7 @@ import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from metarl.plain import check_known
+from metarl.yaml_text import parse_yaml
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ def literals(args: Sequence[str], prefix: str) -> dict[str, Any]:
 
 def _literal(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML, {' '.join(str(getattr(error, 'problem', error)).split())}: {text!r}") from None
 

@@ -57,6 +57,11 @@ class Progress(BaseCallback):
         """Environment steps per second, training included."""
         return (self.model.num_timesteps - self.first_step) / self.seconds
 
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return getattr(self.model, "unit", "steps")
+
     def shares(self) -> dict[str, float]:
         """Parts of the time, which sum to 1."""
         if self.envs is None:
@@ -72,8 +77,8 @@ class Progress(BaseCallback):
         left = (total - model.num_timesteps) / max(self.speed, 1e-9)
         returns = [info["r"] for info in getattr(model, "ep_info_buffer", None) or ()]
         parts = [
-            f"{model.num_timesteps:,} of {total:,} steps",
-            f"{self.speed:,.0f} steps/s",
+            f"{model.num_timesteps:,} of {total:,} {self.unit}",
+            f"{self.speed:,.0f} {self.unit}/s",
             f"{_clock(left)} left",
             *([self._shares()] if self.envs else []),
         ]
@@ -83,7 +88,7 @@ class Progress(BaseCallback):
 
     def summary(self) -> str:
         """What to say at the end."""
-        speed = f"{_clock(self.seconds)}, {self.speed:,.0f} steps/s"
+        speed = f"{_clock(self.seconds)}, {self.speed:,.0f} {self.unit}/s"
         return f"{speed}: {self._shares()}" if self.envs else speed
 
     def _shares(self) -> str:

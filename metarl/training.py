@@ -21,7 +21,6 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learned_optimizer import OptimizerTraining
-from metarl.algorithms.outer_loop import OuterLoop
 from metarl.checkpoint import CheckpointStore, write_atomically
 from metarl.config import TUNING, OptimizerConfig, RunConfig, TrainingConfig, read_config
 from metarl.evaluation import (
@@ -39,7 +38,15 @@ from metarl.evaluation import (
     remember,
     write_report,
 )
+from metarl.evaluation.few_shot import FewShotComparison, FewShotScores, compare_few_shot
+from metarl.fewshot.config import FewShotConfig, FewShotEvaluation
+from metarl.fewshot.evaluate import evaluate_learner
+from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learners import make_learner
+from metarl.fewshot.networks import NETWORK
 from metarl.interrupts import StopOnInterrupt, graceful_interrupts
+from metarl.outer_loop import OuterLoop
+from metarl.plain import shallow
 from metarl.run_folder import RunFolder, RunFolderError
 from metarl_envs.family import check_at_least
 
@@ -186,6 +193,84 @@ def evaluate_optimizer_run(
     return curve, file
 
 
+def evaluate_few_shot_run(folder: str | Path, *, progress_bar: bool = True, **settings: Any) -> tuple[FewShotScores, Path]:
+    """Measure a few-shot run; returns what was found and the CSV file in its folder, with picture, page and NPZ beside it.
+
+    Args:
+        folder: the run.
+        progress_bar: show one.
+        settings: fields of `FewShotEvaluation`, over the run's own.
+    """
+    config = few_shot_config(folder)
+    settings = dataclasses.replace(config.evaluation, **settings)
+    model = _load(folder, config)
+    source = config.source_with(ways=settings.ways, shots=settings.shots, queries=settings.queries)
+    references = {}
+    for name in settings.references:
+        options = {k: v for k, v in config.learner_kwargs.items() if k in NETWORK} if name == "from_scratch" else {}
+        references[name] = make_learner(name, source.spec, options, config.seed)
+    scores = evaluate_learner(
+        model.learner,
+        source,
+        name=config.learner,
+        split=settings.split,
+        num_episodes=settings.episodes,
+        seed=settings.seed,
+        references=references,
+        steps=settings.step_curve,
+        shots=settings.shot_curve,
+        training_episodes=model.num_timesteps,
+        progress_bar=progress_bar,
+    )
+    file = few_shot_file(folder, settings)
+    scores.save_csv(file)
+    scores.plot(file.with_suffix(".png"))
+    scores.save_html(file.with_suffix(".html"))
+    scores.save_npz(file.with_suffix(".npz"))
+    return scores, file
+
+
+def compare_few_shot_runs(folders: Sequence[str | Path], *, progress_bar: bool = True, **settings: Any) -> FewShotComparison:
+    """Put few-shot runs side by side on the same episodes, under the names of their folders.
+
+    Runs that were not so evaluated yet, or have trained on since, are evaluated first.
+
+    Args:
+        folders: the runs; the first is what the others are compared with.
+        progress_bar: show one for each evaluation.
+        settings: fields of `FewShotEvaluation`, over those of the first run's config.
+
+    Raises:
+        ValueError: when the runs' episodes differ, naming two of them.
+    """
+    settings = dataclasses.replace(few_shot_config(folders[0]).evaluation, **settings)
+    scores = []
+    for folder in folders:
+        file = few_shot_file(folder, settings).with_suffix(".npz")
+        done = FewShotScores.load(file) if file.exists() else None
+        if done is None or not _is_up_to_date(done, RunFolder.open(folder), settings):
+            done, _ = evaluate_few_shot_run(folder, progress_bar=progress_bar, **shallow(settings))
+        scores.append(done)
+    names = [Path(folder).resolve().name for folder in folders]
+    return compare_few_shot(scores, names if len({*names}) == len(names) else [str(folder) for folder in folders])
+
+
+def load_few_shot_run(folder: str | Path) -> FewShotLearner:
+    """The learner of a few-shot run, as of its newest readable checkpoint; errors as in `load_run`."""
+    return _load(folder, few_shot_config(folder)).learner.eval()
+
+
+def few_shot_config(folder: str | Path) -> FewShotConfig:
+    """The config of a few-shot run. Raises `ValueError`, naming the file, when it is not one."""
+    return FewShotConfig.from_yaml(RunFolder.open(folder).config_file)
+
+
+def few_shot_file(folder: str | Path, settings: FewShotEvaluation) -> Path:
+    """Where `evaluate_few_shot_run` writes its table."""
+    sizes = [f"{getattr(settings, name)}-{name[:-1]}" for name in ("ways", "shots") if getattr(settings, name)]
+    return Path(folder) / f"{'_'.join(['fewshot', *[settings.split] * (settings.split != 'test'), *sizes])}.csv"
+
+
 def show_memory(
     folder: str | Path, *, split: str, deterministic: bool = False, episodes: int | None = None, seed: int = 0
 ) -> tuple[Path, Reach]:
@@ -290,6 +375,17 @@ def _load(folder: str | Path, config: RunConfig) -> Any:
     return config.restore(found[1])
 
 
+def _is_up_to_date(scores: FewShotScores, run: RunFolder, settings: FewShotEvaluation) -> bool:
+    """Whether `scores` hold what `settings` ask for, and are of the run as it is now."""
+    asked = (settings.episodes, settings.seed, settings.queries or run.config["queries"])
+    return (
+        (scores.num_episodes, scores.seed, scores.queries) == asked
+        and scores.training_episodes == run.progress().get("num_timesteps")
+        and all(any(k in one.by_step for one in (scores, *scores.references)) for k in settings.step_curve)
+        and all(k in scores.by_shot for k in settings.shot_curve)
+    )
+
+
 def _learn(
     model: MetaAlgorithm | OuterLoop, config: RunConfig, run: RunFolder, callback: MaybeCallback, progress_bar: bool
 ) -> MetaAlgorithm | OuterLoop:
@@ -301,7 +397,13 @@ def _learn(
     further = callback if isinstance(callback, list) else [callback] if callback else []
     with graceful_interrupts() as interrupts:
         callbacks = [_SaveCheckpoints(run, config), StopOnInterrupt(interrupts), *further]
-        model.learn(remaining, callbacks, log_interval=1, reset_num_timesteps=False, progress_bar=progress_bar)
+        model.learn(
+            remaining,
+            callbacks,
+            log_interval=getattr(model, "log_interval", 1),
+            reset_num_timesteps=False,
+            progress_bar=progress_bar,
+        )
     model.logger.close()
     if interrupts.requested is not None:
         raise Interrupted(

@@ -17,12 +17,12 @@ from typing import Any, Literal, Self, get_type_hints
 import torch
 
 from metarl.algorithms.estimators import PES, STREAMS, TBPTT, Estimator, Objective
-from metarl.algorithms.outer_loop import OuterLoop
-from metarl.algorithms.schedules import geometric, set_learning_rate
 from metarl.algorithms.training_problem import PPOProblem
 from metarl.checkpoint import CheckpointError
+from metarl.outer_loop import OuterLoop
 from metarl.plain import check_known, convert, from_plain
 from metarl.problems import PROBLEMS, Problem
+from metarl.schedules import geometric, set_learning_rate
 from metarl.seeding import spawn
 from metarl.updates import HAND_MADE, RULES, Coordinatewise
 from metarl.updates.weights import SavedRule, save_rule

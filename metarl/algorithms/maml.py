@@ -35,11 +35,11 @@ from metarl.algorithms.meta_gradient import (
     take_step,
 )
 from metarl.algorithms.players import GradientPlayer
-from metarl.algorithms.schedules import final_rate, geometric, set_learning_rate
 from metarl.batched import Params, TaskBatching
 from metarl.collection import collect_trials
 from metarl.plain import convert
 from metarl.policies import AdaptedPolicy, GradientPolicy
+from metarl.schedules import final_rate, geometric, set_learning_rate
 from metarl.trials import to_tensor
 from metarl.updates import RULES, Diverged
 from metarl_envs import TaskFamily, TaskSet

@@ -20,11 +20,11 @@ from metarl import losses
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learner import as_batch, split_trial_observation, unpack_memory
 from metarl.algorithms.players import MemoryPlayer
-from metarl.algorithms.schedules import final_rate, geometric, set_learning_rate
 from metarl.algorithms.task_parameters import TaskParameters
 from metarl.collection import collect_trials
 from metarl.policies import TrialPolicy
 from metarl.returns import gae
+from metarl.schedules import final_rate, geometric, set_learning_rate
 from metarl.trials import Trials, batch_size_of, to_tensor
 from metarl_envs import TaskFamily
 

@@ -1,6 +1,5 @@
 """Adaptation curves: the return of each episode of a trial, over many tasks that the agent has not trained on."""
 
-import csv
 import dataclasses
 import json
 import zlib
@@ -17,7 +16,7 @@ import numpy as np
 from metarl.evaluation.play import play_trials
 from metarl.evaluation.plots import plot_adaptation
 from metarl.evaluation.references import reference_players
-from metarl.evaluation.report import decimals, show_estimate, text_table
+from metarl.evaluation.report import decimals, save_rows, show_estimate, text_table
 from metarl.evaluation.statistics import Estimate, estimate, paired_difference
 from metarl.trials import Player
 from metarl_envs import TaskFamily, TaskSet, make_family
@@ -253,15 +252,12 @@ class AdaptationCurve:
     def save_csv(self, path: str | Path) -> Path:
         """Write a line per player and episode: means, interquartile means, their intervals, number of tasks."""
         header = ["player", "episode", "mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high", "n"]
-        path = _prepared(path)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            for curve in (self, *self.references):
-                columns = zip(*curve.mean, *curve.iqm, strict=True)
-                for episode, values in enumerate(columns, start=1):
-                    writer.writerow([curve.name, episode, *(f"{value:.10g}" for value in values), curve.num_tasks])
-        return path
+        rows = (
+            [curve.name, episode, *values, curve.num_tasks]
+            for curve in (self, *self.references)
+            for episode, values in enumerate(zip(*curve.mean, *curve.iqm, strict=True), start=1)
+        )
+        return save_rows(path, header, rows)
 
     def save_npz(self, path: str | Path) -> Path:
         """Write everything, returns of single tasks included, to an `.npz` file without pickles; return its path."""

@@ -1,6 +1,5 @@
 """Comparing runs that were evaluated on the same tasks, task by task."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from metarl.evaluation.report import (
     html_table,
     run_facts,
     save_page,
+    save_rows,
     show_estimate,
     text_table,
     versions,
@@ -81,17 +81,13 @@ class Comparison:
 
     def save_csv(self, path: str | Path) -> Path:
         """Write a line per curve and episode: mean, IQM, and mean difference to the first curve, with intervals."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         columns = [f"{name}{bound}" for name in ("mean", "iqm", "difference") for bound in ("", "_low", "_high")]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["player", "episode", *columns, "n"])
-            for name, curve in zip(self.names, self.curves, strict=True):
-                difference = paired_difference(self.curves[0].returns, curve.returns)
-                for episode, values in enumerate(zip(*curve.mean, *curve.iqm, *difference, strict=True), start=1):
-                    writer.writerow([name, episode, *(f"{value:.10g}" for value in values), curve.num_tasks])
-        return path
+        rows = []
+        for name, curve in zip(self.names, self.curves, strict=True):
+            difference = paired_difference(self.curves[0].returns, curve.returns)
+            for episode, values in enumerate(zip(*curve.mean, *curve.iqm, *difference, strict=True), start=1):
+                rows.append([name, episode, *values, curve.num_tasks])
+        return save_rows(path, ["player", "episode", *columns, "n"], rows)
 
     def save_html(self, path: str | Path, *, title: str = "Comparison") -> Path:
         """Write one self-contained page: picture, table, what was run."""
@@ -126,9 +122,7 @@ def compare(curves: Sequence[AdaptationCurve], names: Sequence[str] | None = Non
     curves = tuple(curves)
     if len(curves) < 2:
         raise ValueError(f"curves must hold at least 2 curves, got {len(curves)}")
-    names = _distinct([curve.name for curve in curves]) if names is None else tuple(names)
-    if len(names) != len(curves) or len(set(names)) != len(names):
-        raise ValueError(f"names must hold {len(curves)} different names, got {list(names)}")
+    names = distinct([curve.name for curve in curves], names)
     for name, curve in zip(names[1:], curves[1:], strict=True):
         if curve.task_hash != curves[0].task_hash:
             raise ValueError(
@@ -147,7 +141,11 @@ def _tasks(curve: AdaptationCurve) -> str:
     return f"{curve.num_tasks:,} {curve.split} tasks of {curve.label} (hash {curve.task_hash[:12]})"
 
 
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Names with the second "RL2" called "RL2 (2)", and so on."""
-    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
-    return tuple(name if count == 1 else f"{name} ({count})" for name, count in zip(names, counts, strict=True))
+def distinct(own: Sequence[str], names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """`names` after a check, by default `own` ones with the second "RL2" called "RL2 (2)", and so on."""
+    if names is None:
+        counts = [own[: i + 1].count(name) for i, name in enumerate(own)]
+        return tuple(name if count == 1 else f"{name} ({count})" for name, count in zip(own, counts, strict=True))
+    if len(names) != len(own) or len(set(names)) != len(names):
+        raise ValueError(f"names must hold {len(own)} different names, got {list(names)}")
+    return tuple(names)

@@ -1,6 +1,5 @@
 """How well an update rule optimises: losses over the steps of held-out inner trainings, beside tuned hand-made rules."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metarl.evaluation.plots import DARK, LIGHT, style, write
+from metarl.evaluation.plots import DARK, LIGHT, style, tidy, write
 from metarl.evaluation.report import (
     decimals,
     html_facts,
@@ -19,6 +18,7 @@ from metarl.evaluation.report import (
     html_table,
     readable,
     save_page,
+    save_rows,
     show_estimate,
     text_table,
     versions,
@@ -127,9 +127,7 @@ class OptimizationCurve:
             axes.set_xlabel("PPO iterations" if self.returns else "steps of the rule")
             axes.set_ylabel("return per episode (mean, 95 % interval)" if self.returns else "loss (mean, 95 % interval)")
             axes.set_title(self.subject, loc="left", fontsize=9, color=theme.faint, pad=10)
-            axes.grid(axis="y", color=theme.grid, lw=0.8)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            tidy(axes, theme)
             figure.legend(loc="outside right center", labelcolor=theme.ink)
             write(figure, path)
         return figure
@@ -141,15 +139,9 @@ class OptimizationCurve:
 
     def save_csv(self, path: str | Path) -> Path:
         """One row per rule and step: mean and interval over problems."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["rule", "step", "return" if self.returns else "loss", "low", "high"])
-            for curve in self.everyone:
-                for step, scores in enumerate(curve.shown):
-                    writer.writerow([curve.name, step, *_estimate(scores)])
-        return path
+        header = ["rule", "step", "return" if self.returns else "loss", "low", "high"]
+        rows = ([curve.name, step, *_estimate(scores)] for curve in self.everyone for step, scores in enumerate(curve.shown))
+        return save_rows(path, header, rows)
 
     def save_html(self, path: str | Path, *, config: Mapping[str, Any] | None = None) -> Path:
         """A page that needs nothing but itself: picture, table, what was run."""

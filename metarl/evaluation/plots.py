@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -49,7 +49,7 @@ DARK = Theme(
     references=("#77808d", "#92805f", "#678474", "#88738e", "#98726c", "#678397", "#87895b"),
 )
 _DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
-_MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "^", "v", "P")
 _REFERENCE_MARKERS = ("s", "D", "^", "v", "P", "X", "p")
 
 
@@ -173,7 +173,7 @@ def _lines(
         color, marker, dashes = _cycle(i, theme.references, _REFERENCE_MARKERS, _DASHES)
         lines.append(_Line(curve.name, scores(curve), color, marker, dashes, is_agent=False))
     for i, (name, curve) in enumerate(curves):
-        color, marker = _cycle(i, theme.agents, _MARKERS)
+        color, marker = _cycle(i, theme.agents, MARKERS)
         lines.append(_Line(name, scores(curve), color, marker, "solid", is_agent=True))
     return lines
 
@@ -212,7 +212,12 @@ def _draw(axes: Axes, lines: Sequence[_Line], ceiling: float | None, theme: Them
     axes.set_xlim(1 - margin, episodes + margin)
     axes.set_xticks(_episode_ticks(episodes, max_ticks))
     axes.margins(y=0.1)
-    axes.grid(axis="y", color=theme.grid, lw=0.8)
+    tidy(axes, theme)
+
+
+def tidy(axes: Axes, theme: Theme, along: Literal["x", "y"] = "y") -> None:
+    """A grid for one axis, below everything, and no frame on the far sides."""
+    axes.grid(axis=along, color=theme.grid, lw=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

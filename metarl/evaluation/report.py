@@ -1,12 +1,13 @@
 """Tables as text and HTML, and one-page reports that need nothing but the file itself."""
 
 import base64
+import csv
 import html
 import io
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,17 @@ def run_facts(curve: "AdaptationCurve") -> dict[str, Any]:
 def readable(config: Mapping[str, Any]) -> str:
     """A configuration as YAML; what YAML has no word for is written as text."""
     return yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True).rstrip()
+
+
+def save_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write rows as CSV, numbers to ten digits, and return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([f"{cell:.10g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return path
 
 
 def save_page(path: str | Path, page: str) -> Path:

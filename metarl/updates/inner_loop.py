@@ -58,8 +58,9 @@ def inner_step(
         if not second_order:
             grads = {name: grad.detach() for name, grad in grads.items()}
     else:
+        outer = torch.is_grad_enabled()  # otherwise parameters may say that they have derivatives, as views, but have none
         with torch.enable_grad():
-            changing = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in changing.items()}
+            changing = {n: p if outer and p.requires_grad else p.detach().requires_grad_() for n, p in changing.items()}
             summed, losses = total(changing)
             found = torch.autograd.grad(summed, changing.values(), create_graph=second_order)
             grads = dict(zip(changing, found, strict=True))

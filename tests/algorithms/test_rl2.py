@@ -28,8 +28,8 @@ from stable_baselines3.common.callbacks import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.algorithms.rl2 import RL2PPO, RL2Config, curriculum_episodes, minibatches
-from metarl.algorithms.schedules import geometric
 from metarl.algorithms.vec_env import TrialVecEnv
+from metarl.schedules import geometric
 from metarl_envs import ContextFamily, make_family
 
 # -- one seed, one model -----------------------------------------------------------------------------------------

@@ -26,9 +26,13 @@ class OuterLoop:
     Attributes:
         num_timesteps: what has been done so far, in units that the subclass names.
         unit: their name, in the plural.
+        log_interval: iterations between two lines in the log of a run folder.
+        all_or_nothing: whether an iteration that fails leaves all as it was; otherwise the state is copied before each.
     """
 
     unit = "steps"
+    log_interval = 1
+    all_or_nothing = False
     num_timesteps = 0
     _total_timesteps = 0
     _logger: Logger | None = None
@@ -84,13 +88,13 @@ class OuterLoop:
         with _bar(progress_bar, total_timesteps, self.unit) as bar:
             while going and self.num_timesteps < self._total_timesteps:
                 callback.on_rollout_start()
-                before, start = self.state(), self.num_timesteps
+                before, start = None if self.all_or_nothing else self.state(), self.num_timesteps
                 finished = False
                 try:
                     metrics = self._iterate()
                     finished = True
                 finally:
-                    if not finished:
+                    if not finished and before is not None:
                         self.set_state(before)
                 bar.update(self.num_timesteps - start)
                 iteration += 1

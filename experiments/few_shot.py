@@ -1,0 +1,191 @@
+"""Few-shot learners side by side, on unseen scripts, topics, digits and curves.
+
+    python experiments/few_shot.py glyphs-5w1s
+    python experiments/few_shot.py sinusoids --learners maml meta_sgd --seeds 0 1 2
+
+Problems and what differs between learners are below. Every learner is trained for as many episodes, chosen for minutes, and
+scored at the end of training on the same 1,000 test episodes. Runs live in `runs/few_shot/PROBLEM-LEARNER-seedS` and are
+continued there. Result: `experiments/results/fewshot-PROBLEM.json`, a row for each learner and seed.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from reproduce import RESULTS, train_run
+
+from metarl.checkpoint import write_atomically
+from metarl.evaluation.few_shot import FewShotScores
+from metarl.fewshot import FewShotConfig, evaluate_learner, make_learner
+from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
+from metarl.training import load_few_shot_run
+from metarl.updates import Diverged
+
+RUNS = Path("runs/few_shot")
+EPISODES = 1_000
+INSTANCES = 10
+"""Of each class, in sequences that are scored by how often a class has come."""
+
+
+@dataclass(frozen=True)
+class FewShotProblem:
+    """What learners are compared on.
+
+    Args:
+        settings: of all, fields of `FewShotConfig`.
+        learners: those compared, with their own settings on top.
+        untrained: learners that nothing is learned for.
+        steps: gradient steps after which gradient learners are scored too.
+    """
+
+    settings: Mapping[str, Any]
+    learners: Mapping[str, Mapping[str, Any]]
+    untrained: Sequence[str] = ("nearest_neighbour", "from_scratch")
+    steps: Sequence[int] = ()
+    queries: int = 15
+
+    def config(self, learner: str, seed: int) -> FewShotConfig:
+        """The training of one learner."""
+        return FewShotConfig(**{**self.settings, **self.learners[learner], "seed": seed})
+
+
+def curves(shots: int) -> FewShotProblem:
+    """MAML's regression, 25 tasks at a time, with 15 queries: with as many as shots, errors after many steps are higher."""
+    common = {"batch": 25, "learning_rate": 2e-3, "final_learning_rate": 5e-5, "compile": True}
+    eager = {**common, "compile": False}
+    names = ("maml", "fomaml", "anil", "meta_sgd")
+    others = {
+        "reptile": {"hyperparameters": eager, "learner_kwargs": {"test_steps": 50}},
+        "leo": {"hyperparameters": eager},
+        "lstm_meta_learner": {"hyperparameters": eager, "total_timesteps": 250_000},
+        "learned_update": {"hyperparameters": eager, "total_timesteps": 250_000},
+        "matching": {"hyperparameters": eager},
+        "mann": {"hyperparameters": eager, "total_timesteps": 250_000},
+        "snail": {"hyperparameters": eager, "total_timesteps": 100_000},
+        "meta_networks": {"hyperparameters": eager, "total_timesteps": 250_000},
+        "hypernetwork": {"hyperparameters": eager},
+        "fine_tuning": {"hyperparameters": eager, "learner_kwargs": {"steps": 10}},
+        "averaging": {"hyperparameters": eager},
+    }
+    settings = {"dataset": "sinusoids", "shots": shots, "queries": 15, "total_timesteps": 1_500_000}
+    learners = {name: {"hyperparameters": common, "learner": name} for name in names}
+    learners |= {name: {"learner": name, **changes} for name, changes in others.items()}
+    return FewShotProblem(settings, learners, steps=(0, 1, 2, 3, 5, 10), queries=100)
+
+
+def pictures(ways: int, shots: int, dataset: str = "glyphs", episodes: int = 8_000, **settings: Any) -> FewShotProblem:
+    """Every learner of classes, with the same network up to the last layer and as many episodes."""
+    kwargs: dict[str, Mapping[str, Any]] = {
+        "maml": {"rate": 0.4, "test_steps": 3},
+        "fomaml": {"rate": 0.4, "test_steps": 3},
+        "anil": {"rate": 0.4, "steps": 3},
+        "meta_sgd": {"rate": 0.4},
+        "reptile": {},
+        "leo": {},
+        "lstm_meta_learner": {"head_only": True},
+        "learned_update": {"head_only": True},
+        "siamese": {},
+        "matching": {},
+        "protonet": {},
+        "relation": {},
+        "mann": {},
+        "snail": {},
+        "meta_networks": {},
+        "hypernetwork": {},
+        "fine_tuning": {"head_only": True, "update_rule": "adam", "rate": 0.01},
+        "averaging": {},
+    }
+    shared = {"dataset": dataset, "ways": ways, "shots": shots, "queries": 5, "total_timesteps": episodes, **settings}
+    rates = dict.fromkeys(("maml", "fomaml", "anil", "meta_sgd"), 2e-3)
+    learners = {
+        name: {
+            "learner": name,
+            "learner_kwargs": options,
+            "hyperparameters": {"batch": 4, "learning_rate": rates.get(name, 1e-3)},
+        }
+        for name, options in kwargs.items()
+    }
+    return FewShotProblem(shared, learners)
+
+
+GLYPHS = {"dataset_kwargs": {"fonts": "noto"}}
+
+PROBLEMS = {
+    "sinusoids": curves(5),
+    "sinusoids-10": curves(10),
+    "glyphs-5w1s": pictures(5, 1, **GLYPHS),
+    "glyphs-5w5s": pictures(5, 5, **GLYPHS),
+    "glyphs-20w1s": pictures(20, 1, **GLYPHS),
+    "digits-5w1s": pictures(5, 1, "digits", dataset_kwargs={"rotations": True}),
+    "fortunes-5w1s": pictures(5, 1, "fortunes"),
+}
+
+
+def row(scores: FewShotScores, **facts: Any) -> dict[str, Any]:
+    """What tables are built from."""
+    settings = {f"{kind} {number}".strip(): list(map(float, mean)) for (kind, number), mean in scores.means.items()}
+    return {
+        "learner": scores.name,
+        "scores": settings,
+        "episodes": scores.num_episodes,
+        "hash": scores.episodes_hash,
+        **facts,
+    }
+
+
+def measure(problem: FewShotProblem, learner: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train, or go on, and score."""
+    torch.set_num_threads(1)
+    if learner in problem.untrained:
+        config = FewShotConfig(**problem.settings)
+        model, trained = make_learner(learner, config.source.spec, seed=seed), {"training_episodes": 0, "seconds": 0.0}
+    else:
+        config = problem.config(learner, seed)
+        _, seconds = train_run(config, folder)
+        model, trained = load_few_shot_run(folder), {"training_episodes": config.total_timesteps, "seconds": seconds}
+    steps = problem.steps if hasattr(model, "test_steps") else ()
+    source = config.source_with(queries=problem.queries)
+    try:
+        scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, steps=steps)
+    except Diverged as error:  # what is trained for one step need not stand ten
+        print(error, flush=True)
+        scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, steps=steps[:2])
+    facts = {
+        "seed": seed,
+        **trained,
+        "cost": scores.cost._asdict() if hasattr(scores.cost, "_asdict") else vars(scores.cost),
+    }
+    if isinstance(model, MemoryLearner) and model.late_labels and source.spec.classification:
+        batches = config.source_with(queries=INSTANCES - source.shots).stream("test", 20, stop=EPISODES)
+        generator = torch.Generator().manual_seed(0)
+        by_batch = [accuracy_by_instance(model, batch, generator) for batch in batches]
+        facts["by_instance"] = torch.stack(by_batch).mean(0).tolist()
+    return row(scores, **facts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and put the rows into the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem", choices=PROBLEMS)
+    parser.add_argument("--learners", nargs="+", help="all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    options = parser.parse_args(arguments)
+    problem = PROBLEMS[options.problem]
+    path = RESULTS / f"fewshot-{options.problem}.json"
+    for seed in options.seeds:
+        for learner in options.learners or [*problem.untrained, *problem.learners]:
+            print(f"{options.problem}, {learner}, seed {seed}", flush=True)
+            found = measure(problem, learner, seed, RUNS / f"{options.problem}-{learner}-seed{seed}")
+            rows = json.loads(path.read_text()) if path.exists() else []
+            rows = [one for one in rows if (one["learner"], one["seed"]) != (learner, seed)] + [found]
+            rows.sort(key=lambda one: (one["learner"], one["seed"]))
+            write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())
+            print({name: round(mean[0], 4) for name, mean in found["scores"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Tables of few-shot learning, for `tables.py`."""
+
+from collections.abc import Callable
+
+from result_files import read_result
+
+PICTURES = ("glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s", "digits-5w1s", "fortunes-5w1s")
+"""Problems of `experiments/few_shot.py` with classes."""
+
+
+def few_shot() -> str:
+    """Accuracy of few-shot learners on unseen classes."""
+    found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
+    names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
+    lines = [f"| learner | {' | '.join(PICTURES)} | episodes | min |", "|---|" + "---|" * (len(PICTURES) + 2)]
+    for name in names:
+        rows = [next((r for r in found[p] if r["learner"] == name and r["seed"] == 0), None) for p in PICTURES]
+        some = [row for row in rows if row is not None]
+        episodes = " / ".join(f"{n:,}" for n in sorted({row["training_episodes"] for row in some}))
+        minutes = " / ".join(f"{row['seconds'] / 60:.0f}" for row in some)
+        lines.append(f"| {name} | {' | '.join(map(_accuracy, rows))} | {episodes} | {minutes} |")
+    return "\n".join(lines)
+
+
+def _accuracy(row: dict | None) -> str:
+    """In percent; in brackets the interval, then, where queries may be normalised together, so."""
+    if row is None:
+        return ""
+    mean, low, high = (100.0 * x for x in row["scores"]["inductive"])
+    together = row["scores"].get("transductive")
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]" + (f"; {100.0 * together[0]:.1f}" if together else "")
+
+
+def few_shot_instances() -> str:
+    """Accuracy of memories by how often a class has come."""
+    rows = [row for row in read_result("fewshot-glyphs-5w1s.json") or [] if "by_instance" in row]
+    times = range(1, 11)
+    lines = [f"| learner | seed | {' | '.join(map(str, times))} |", "|---|---|" + "---|" * len(times)]
+    for row in rows:
+        lines.append(f"| {row['learner']} | {row['seed']} | {' | '.join(f'{share:.1%}' for share in row['by_instance'])} |")
+    return "\n".join(lines)
+
+
+MEASURES = ("gradient steps 1", "gradient steps 5", "gradient steps 10", "inductive")
+
+
+def sinusoids() -> str:
+    """Squared errors of few-shot learners on sinusoids, by gradient steps."""
+    lines = ["| learner | shots | seed | 1 step | 5 steps | 10 steps | as it is | episodes | min |", "|---|" + "---|" * 8]
+    for shots, name in ((5, "sinusoids"), (10, "sinusoids-10")):
+        for row in read_result(f"fewshot-{name}.json") or []:
+            scores = [
+                row["scores"].get(key) for key in ("gradient steps 1", "gradient steps 5", "gradient steps 10", "inductive")
+            ]
+            cells = " | ".join("" if one is None else f"{one[0]:.3g} [{one[1]:.3g}, {one[2]:.3g}]" for one in scores)
+            cost = f"{row['training_episodes']:,} | {row['seconds'] / 60:.1f}"
+            lines.append(f"| {row['learner']} | {shots} | {row['seed']} | {cells} | {cost} |")
+    return "\n".join(lines)
+
+
+def speed_sinusoid() -> str:
+    """Meta-iterations per second."""
+    result = read_result("speed_sinusoid.json")
+    if result is None:
+        return ""
+    lines = ["| | meta-iterations per second | x loop |", "|---|---|---|"]
+    for name, speed in result["per_second"].items():
+        lines.append(f"| {name} | {speed:.0f} | {result['ratios'].get(name, 1.0):.1f} |")
+    return "\n".join(lines)
+
+
+FEW_SHOT: dict[str, Callable[[], str]] = {
+    "few_shot": few_shot,
+    "few_shot_instances": few_shot_instances,
+    "sinusoids": sinusoids,
+    "speed_sinusoid": speed_sinusoid,
+}
+"""By name."""

@@ -1,0 +1,160 @@
+"""Episodes of few-shot learning: a support set to adapt to, and queries to be asked about.
+
+An episode is a function of the seed, the split and its index, and of nothing else: one worker or many, all at once or one
+by one, today or after a resume give the same.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from metarl.plain import check_known
+
+
+class Episodes(NamedTuple):
+    """`N` episodes with support sets of `S` examples and `Q` queries.
+
+    Labels go from 0 to `C - 1`, the places of the classes in the episode; in regression they are targets.
+    """
+
+    support_x: Tensor  # [N, S, ...]
+    support_y: Tensor  # [N, S] of int64, or [N, S, D]
+    query_x: Tensor  # [N, Q, ...]
+    query_y: Tensor  # [N, Q] of int64, or [N, Q, D]
+    classes: Tensor  # [N, C] of int64: number of each label's class within its split; [N, 0] in regression
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What all episodes of a source have in common: what a learner must know to be made."""
+
+    shape: tuple[int, ...]
+    """Of one example, such as (1, 28, 28) for pictures `[channels, height, width]`, (1,) for a number."""
+    outputs: int
+    """Classes `C` in an episode, or numbers `D` to predict."""
+    classification: bool = True
+    """Otherwise regression."""
+    train_classes: int = 0
+    """Classes in the training split; 0 in regression."""
+    vocabulary: int = 0
+    """Examples are rows of token numbers below this one, where 0 fills up short ones; 0: they are ordinary numbers."""
+
+
+class EpisodeSource:
+    """Where episodes come from: few-shot data sets, and families of functions.
+
+    A subclass says `spec` and `episode`.
+
+    Attributes:
+        name: what messages and tables call it.
+        splits: known to `episodes`.
+    """
+
+    name: str
+    splits: ClassVar[Sequence[str]] = ("train", "validation", "test")
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What all episodes have in common."""
+        raise NotImplementedError
+
+    def episode(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """One episode: arrays as in `Episodes`, without the axis `N`; numbers in float32, labels in int64."""
+        raise NotImplementedError
+
+    def episodes(self, split: str, indices: Sequence[int], seed: int = 0) -> Episodes:
+        """The episodes of `split` with these indices.
+
+        Raises:
+            ValueError: at a split that there is not.
+        """
+        check_known(f"split {split!r}", split, self.splits)
+        drawn = [self.episode(split, rng) for rng in episode_rngs(seed, split, indices)]
+        return Episodes(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
+
+    def stream(
+        self, split: str, size: int, seed: int = 0, start: int = 0, workers: int = 0, stop: int | None = None
+    ) -> Iterator[Episodes]:
+        """Batches of `size` episodes with indices `start`, `start + 1`, ...; without `stop`, for ever.
+
+        With `workers`, so many processes draw them ahead; what they draw is the same.
+        """
+        if not workers:
+            at = start
+            while stop is None or at < stop:
+                end = at + size if stop is None else min(at + size, stop)
+                yield self.episodes(split, range(at, end), seed)
+                at = end
+            return
+        batches = _Batches(self, split, size, seed, start, stop)
+        # a generator of its own: the loader draws from PyTorch's otherwise, and workers would change what others draw
+        options = {"generator": torch.Generator(), "worker_init_fn": _leave_interrupts}
+        yield from DataLoader(batches, batch_size=None, num_workers=workers, **options)
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C goes to all processes; what to do about it is the first one's affair, which ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset):
+    source: EpisodeSource
+    split: str
+    size: int
+    seed: int
+    start: int
+    stop: int | None
+
+    def __len__(self) -> int:
+        return 2**31 if self.stop is None else max(-(-(self.stop - self.start) // self.size), 0)
+
+    def __getitem__(self, number: int) -> Episodes:
+        at = self.start + number * self.size
+        end = at + self.size if self.stop is None else min(at + self.size, self.stop)
+        return self.source.episodes(self.split, range(at, end), self.seed)
+
+
+def episode_rngs(seed: int, split: str, indices: Iterable[int]) -> Iterator[np.random.Generator]:
+    """The generators of episodes, one after another; each is good until the next one is asked for.
+
+    An episode has a stretch of its own in the stream of a counter-based generator (Philox), whose key is that of the seed
+    and the split: to go there costs a tenth of making a generator.
+    """
+    bits = np.random.Philox(key=_key(seed, split))
+    generator, state = np.random.Generator(bits), bits.state
+    for index in indices:
+        state["state"]["counter"][2] = index  # 2^128 blocks of four numbers apart
+        bits.state = state
+        yield generator
+
+
+def episode_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """The generator of one episode."""
+    return next(episode_rngs(seed, split, [index]))
+
+
+@lru_cache
+def _key(seed: int, split: str) -> np.ndarray:
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    key = np.frombuffer(hashlib.sha256(split.encode()).digest()[:8], "<u4").tolist()
+    return np.random.SeedSequence(seed, spawn_key=key).generate_state(2, np.uint64)
+
+
+def episodes_hash(*batches: Episodes) -> str:
+    """SHA-256: equal exactly when the same episodes come in the same order, however they are batched."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for episode in zip(*(part.numpy(force=True) for part in batch), strict=True):
+            for values in episode:
+                digest.update(f"{values.dtype.str}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,213 @@
+"""Evaluating few-shot learners: scores per episode, beside other learners on the same episodes, and what they cost."""
+
+import dataclasses
+import hashlib
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from metarl.evaluation.few_shot import FewShotCost, FewShotScores
+from metarl.evaluation.few_shot_report import Setting
+from metarl.fewshot.episodes import Episodes, EpisodeSource, episodes_hash
+from metarl.fewshot.gradient import GradientLearner
+from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.networks import BatchNorm
+
+
+def evaluate_learner(
+    learner: FewShotLearner,
+    source: EpisodeSource,
+    *,
+    name: str | None = None,
+    split: str = "test",
+    num_episodes: int = 600,
+    seed: int = 0,
+    references: Mapping[str, FewShotLearner] | None = None,
+    steps: Sequence[int] = (),
+    shots: Sequence[int] = (),
+    batch: int = 20,
+    training_episodes: int | None = None,
+    progress_bar: bool = False,
+) -> FewShotScores:
+    """Let a learner adapt to many episodes, and score its answers: accuracy, or mean squared error, of each episode.
+
+    Learners that normalise are scored inductively and transductively. Episodes are drawn once for all learners.
+
+    Args:
+        learner: what to evaluate.
+        source: where episodes come from.
+        name: what tables call the learner; its class by default.
+        split: of the episodes.
+        num_episodes: how many.
+        seed: of the episodes.
+        references: other learners to score on the same episodes, by name.
+        steps: numbers of gradient steps after which gradient learners are scored too; for each they adapt anew.
+        shots: numbers of shots with which all are scored too. These are other episodes, drawn by the same seed.
+        batch: episodes side by side; scores are the same, the time taken is not.
+        training_episodes: how many the learner was trained for, to be shown.
+        progress_bar: show one.
+
+    Raises:
+        ValueError: in one line, at episodes that a learner was not made for, and where adaptation does not stay finite.
+    """
+    learners = {name or type(learner).__name__: learner, **(references or {})}
+    if len(learners) <= len(references or {}):
+        raise ValueError(f"references must have other names than the learner, got {', '.join(references)}")
+    for argument, least, values in (
+        ("num_episodes", 1, [num_episodes]),
+        ("batch", 1, [batch]),
+        ("steps", 0, steps),
+        ("shots", 1, shots),
+    ):
+        if min(values, default=least) < least:
+            raise ValueError(f"{argument} must be at least {least}, got {min(values)}")
+    if steps and not any(isinstance(one, GradientLearner) for one in learners.values()):
+        raise ValueError(f"steps must be empty for learners that take no gradient steps, got {tuple(steps)}")
+    for one in learners.values():
+        _check_fits(one, source)
+    others = {k: dataclasses.replace(source, shots=k) for k in sorted(set(shots))}
+
+    first = source.episodes(split, [0], seed)
+    steps, seconds, digest = sorted(set(steps)), dict.fromkeys(learners, 0.0), hashlib.sha256()
+    found: dict[str, dict[Setting, list[Tensor]]] = {who: defaultdict(list) for who in learners}
+
+    total = num_episodes * len(learners) * (1 + len(others))
+    bar = tqdm(total=total, unit=" episodes", disable=not progress_bar)
+    with bar, _asked(learners.values()):
+        for other in others.values():  # learners refuse what they cannot take before the work begins
+            episodes = other.episodes(split, [0], seed)
+            for one in learners.values():
+                _score(one, one.condition(episodes.support_x, episodes.support_y), episodes)
+        costs = {who: _cost(one, first) for who, one in learners.items()}  # and the first time, which is slow, is over
+        for episodes in source.stream(split, batch, seed, stop=num_episodes):
+            for parts in zip(*episodes, strict=True):
+                digest.update(episodes_hash(Episodes(*(part[None] for part in parts))).encode())
+            for who, one in learners.items():
+                start = time.perf_counter()
+                kept = one.condition(episodes.support_x, episodes.support_y)
+                scores = {("inductive", ""): _score(one, kept, episodes)}
+                seconds[who] += time.perf_counter() - start
+                if any(isinstance(part, BatchNorm) for part in one.modules()):
+                    scores["transductive", ""] = _score(one, kept, episodes, transductive=True)
+                for k in steps if isinstance(one, GradientLearner) else ():
+                    kept = one.condition(episodes.support_x, episodes.support_y, steps=k)
+                    scores["gradient steps", k] = _score(one, kept, episodes)
+                for setting, values in scores.items():
+                    found[who][setting].append(values)
+                bar.update(len(episodes.query_x))
+        for k, other in others.items():
+            for episodes in other.stream(split, batch, seed, stop=num_episodes):
+                for who, one in learners.items():
+                    kept = one.condition(episodes.support_x, episodes.support_y)
+                    found[who]["shots", k].append(_score(one, kept, episodes))
+                    bar.update(len(episodes.query_x))
+
+    each = source.spec.outputs if source.spec.classification else 1
+    evaluated = []
+    for who, one in learners.items():
+        scores = {setting: torch.cat(parts).numpy() for setting, parts in found[who].items()}
+        evaluated.append(
+            FewShotScores(
+                name=who,
+                dataset=source.name,
+                split=split,
+                seed=seed,
+                episodes_hash=digest.hexdigest(),
+                outputs=source.spec.outputs,
+                shots=first.support_x.shape[1] // each,
+                queries=first.query_x.shape[1] // each,
+                accuracy=source.spec.classification,
+                scores=scores["inductive", ""],
+                transductive=scores.get(("transductive", "")),
+                by_step={k: values for (setting, k), values in scores.items() if setting == "gradient steps"},
+                by_shot={k: values for (setting, k), values in scores.items() if setting == "shots"},
+                cost=FewShotCost(seconds[who] / num_episodes, batch, torch.get_num_threads(), *costs[who]),
+                training_episodes=training_episodes if one is learner else None,
+            )
+        )
+    return dataclasses.replace(evaluated[0], references=tuple(evaluated[1:]))
+
+
+def _score(learner: FewShotLearner, kept: Any, episodes: Episodes, transductive: bool = False) -> Tensor:
+    """The share of right answers, or the mean squared error, of each episode `[N]`, from what is `kept` of support sets."""
+    outputs = learner.answer(kept, episodes.query_x, transductive)
+    if learner.spec.classification:
+        return (outputs.argmax(-1) == episodes.query_y).double().mean(1)
+    return (outputs.double() - episodes.query_y).square().mean((1, 2))
+
+
+def _check_fits(learner: FewShotLearner, source: EpisodeSource) -> None:
+    made, given = learner.spec, source.spec
+    for name in ("classification", "shape", "outputs", "vocabulary"):
+        if name == "outputs" and learner.any_ways and made.classification:
+            continue
+        if getattr(made, name) != getattr(given, name):
+            raise ValueError(
+                f"{name} of the episodes must be that of {type(learner).__name__}'s tasks, {getattr(made, name)}, "
+                f"got {getattr(given, name)}"
+            )
+
+
+@contextmanager
+def _asked(learners: Iterable[FewShotLearner]) -> Iterator[None]:
+    """Learners in evaluation mode and without gradients, except for those that they take themselves."""
+    were = {learner: learner.training for learner in learners}
+    try:
+        for learner in were:
+            learner.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for learner, training in were.items():
+            learner.train(training)
+
+
+def _cost(learner: FewShotLearner, episode: Episodes) -> tuple[int, int, int]:
+    """Bytes, gradients and parameters, as `FewShotCost` has them."""
+    with _Memory() as memory, _Gradients() as gradients:
+        _score(learner, learner.condition(episode.support_x, episode.support_y), episode)
+    return memory.peak, gradients.count, sum(parameter.numel() for parameter in learner.parameters())
+
+
+class _Memory(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations return, as long as they live; not what one needs inside itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        given = {_place(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        for value in tree_leaves(results):
+            if isinstance(value, Tensor) and (place := _place(value)) not in given and place not in self.held:
+                storage = value.untyped_storage()
+                self.held[place] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, place)
+        self.peak = max(self.peak, sum(self.held.values()))
+        return results
+
+
+def _place(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+class _Gradients(TorchFunctionMode):
+    """Counts how often a gradient is taken."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,144 @@
+"""What few-shot learners share: `learner(support_x, support_y, query_x)`, its loss, and adapting to a person's own data."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from metarl.fewshot.episodes import Episodes, TaskSpec
+
+
+class FewShotLearner(nn.Module):
+    """Learns a task from its support set; its own parameters are trained over many tasks.
+
+    A subclass says `condition` and `answer`, for `N` tasks side by side that never see one another; and `losses` where
+    meta-training is not by the error on the queries. A constructor takes the `TaskSpec` first, and plain values by name.
+
+    Attributes:
+        kinds: of tasks that it can learn.
+        any_ways: whether it takes tasks with other numbers of classes than it was made for.
+        trained: whether there is anything to train over tasks.
+        draws: whether `losses` draws random numbers (by PyTorch's global generator, which the trainer seeds).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    any_ways: ClassVar[bool] = False
+    trained: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    def __init__(self, spec: TaskSpec):
+        super().__init__()
+        kind = "classification" if spec.classification else "regression"
+        if kind not in self.kinds:
+            raise ValueError(f"{type(self).__name__} is for {' and '.join(self.kinds)} only, but the tasks are {kind}")
+        self.spec = spec
+
+    def condition(self, support_x: Tensor, support_y: Tensor) -> Any:
+        """What is kept of the support sets `[N, S, ...]`: nested tensors `[N, ...]`."""
+        raise NotImplementedError
+
+    def answer(self, kept: Any, query_x: Tensor, transductive: bool = False) -> Tensor:
+        """Logits `[N, Q, C]`, or predictions `[N, Q, D]`, for `query_x [N, Q, ...]`.
+
+        `transductive`: batch normalisation takes its statistics from all queries together, so that an answer depends on
+        the others; by default it takes those of the support set.
+        """
+        raise NotImplementedError
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, transductive: bool = False) -> Tensor:
+        """Support sets `[N, S, ...]` and queries `[N, Q, ...]` to logits `[N, Q, C]` or predictions `[N, Q, D]`."""
+        return self.answer(self.condition(support_x, support_y), query_x, transductive)
+
+    def losses(self, episodes: Episodes, transductive: bool = False) -> Tensor:
+        """What meta-training makes small, `[N]`: the error on the queries."""
+        outputs = self(episodes.support_x, episodes.support_y, episodes.query_x, transductive)
+        return self.task_losses(outputs, episodes.query_y)
+
+    def task_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy, or squared error, of each task, `[N]`."""
+        if self.spec.classification:
+            return cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).mean(1)
+        return (outputs - targets).square().mean((1, 2))
+
+    def one_hot(self, labels: Tensor) -> Tensor:
+        """Labels `[N, S]` as rows `[N, S, C]` with a 1; targets `[N, S, D]` as they are.
+
+        `C` is the number of classes in an episode; for learners that take any, that of the labels given.
+        """
+        if not self.spec.classification:
+            return labels
+        ways = int(labels.max()) + 1 if self.any_ways else self.spec.outputs
+        return nn.functional.one_hot(labels, ways).to(torch.get_default_dtype())
+
+    def adapt(self, support_x: np.ndarray | Tensor, support_y: np.ndarray | Tensor) -> "Predictor":
+        """Learn one task, `support_x [S, ...]` with labels `[S]` from 0, or targets `[S, D]`.
+
+        Raises:
+            ValueError: in one line, at examples of another shape, features that are not finite, and labels out of range.
+        """
+        x = self.examples("support_x", support_x)
+        y = _numbers("support_y", support_y)
+        if len(y) != len(x):
+            raise ValueError(f"support_y must be as many as support_x ({len(x)}), got {len(y)}")
+        if self.spec.classification:
+            y = self._checked_labels(y)
+        else:
+            y = y.to(torch.get_default_dtype()).view(len(x), -1)
+            if y.shape[1] != self.spec.outputs or not y.isfinite().all():
+                raise ValueError(
+                    f"support_y must be {self.spec.outputs} finite numbers per example, got shape {(*y.shape,)}"
+                )
+        with torch.no_grad():
+            return Predictor(self, self.condition(x[None], y[None]))
+
+    def examples(self, name: str, x: np.ndarray | Tensor) -> Tensor:
+        """`x [M, ...]` as a tensor; a `ValueError` unless it is as the learner knows examples."""
+        x = _numbers(name, x)
+        shape = (*x.shape,)
+        if not len(x) or shape[1:] != self.spec.shape:
+            raise ValueError(f"{name} must have the shape (M, {', '.join(map(str, self.spec.shape))}), M > 0, got {shape}")
+        if self.spec.vocabulary:
+            if x.is_floating_point() or x.min() < 0 or x.max() >= self.spec.vocabulary:
+                raise ValueError(f"{name} must be tokens from 0 to {self.spec.vocabulary - 1}")
+            return x.long()
+        x = x.to(torch.get_default_dtype()) / (255.0 if x.dtype == torch.uint8 else 1.0)
+        if not (finite := x.flatten(1).isfinite().all(1)).all():
+            raise ValueError(f"{name} must be finite, but example {int((~finite).nonzero()[0])} is not")
+        return x
+
+    def _checked_labels(self, y: Tensor) -> Tensor:
+        if y.ndim != 1 or y.is_floating_point():
+            raise ValueError(f"support_y must be whole numbers, one per example, got shape {(*y.shape,)} of {y.dtype}")
+        present = y.unique()
+        most = len(present) if self.any_ways else self.spec.outputs
+        if present[0] < 0 or present[-1] >= most:
+            raise ValueError(f"support_y must be labels from 0 to {most - 1}, got {int(present[0])} to {int(present[-1])}")
+        return y.long()
+
+
+def _numbers(name: str, values: np.ndarray | Tensor) -> Tensor:
+    """`values` as a tensor with at least one axis; a `ValueError` unless they are numbers."""
+    array = values.numpy(force=True) if isinstance(values, Tensor) else values
+    array = np.array(array, ndmin=1, order="C")  # a copy: tensors cannot be read-only, nor go backwards
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be numbers, got {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
+
+
+class Predictor:
+    """A task, learned: called with examples `[Q, ...]`, it gives logits `[Q, C]` or predictions `[Q, D]`."""
+
+    def __init__(self, learner: FewShotLearner, kept: Any):
+        self.learner, self.kept = learner, kept
+
+    @torch.no_grad()
+    def __call__(self, query_x: np.ndarray | Tensor, transductive: bool = False) -> Tensor:
+        """See the class; `transductive` as in `FewShotLearner.answer`."""
+        return self.learner.answer(self.kept, self.learner.examples("query_x", query_x)[None], transductive)[0]
+
+    def predict(self, query_x: np.ndarray | Tensor) -> np.ndarray:
+        """The likeliest labels `[Q]`, or the predictions `[Q, D]`."""
+        outputs = self(query_x)
+        return (outputs.argmax(-1) if self.learner.spec.classification else outputs).numpy()

@@ -1,0 +1,32 @@
+"""Memory-augmented neural network (Santoro, Bartunov, Botvinick, Wierstra & Lillicrap 2016): `metarl.memory.mann`, reading.
+
+As in the paper, a sequence of examples comes in random order with each label one step late, and the error at all steps is
+made small; a controller of 200 units has 4 heads on 128 slots of 40 numbers, and usage fades by 0.99.
+
+Departures: those of the core, where `strengths` are on; pictures pass through convolutions (the paper's are flattened) that
+are not normalised over a batch: in a sequence that would tell early steps of late ones. See `metarl.fewshot.recurrent` too.
+
+It needs many sequences at a time and recalls late: of points (`experiments/supervised_memory.py`), after some 150,000, in
+batches of 64 with Adam at 0.002. On small pictures most of the time goes into the convolutions: `kind="mlp"` has none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from metarl.fewshot.episodes import TaskSpec
+from metarl.fewshot.recurrent import MemoryLearner
+
+
+class MANN(MemoryLearner):
+    """A memory that is written where it is least used and read by content.
+
+    Args:
+        spec: of the tasks.
+        size: units of the controller.
+        core_kwargs: of `metarl.memory.mann.MANNCore`, on top of those named above.
+        network: arguments of `metarl.fewshot.networks.embedding`; `normalise` is off by default.
+    """
+
+    def __init__(self, spec: TaskSpec, size: int = 200, core_kwargs: Mapping[str, Any] | None = None, **network: Any):
+        defaults = {"num_slots": 128, "slot_size": 40, "num_reads": 4, "decay": 0.99, "strengths": True}
+        super().__init__(spec, "mann", size, {**defaults, **(core_kwargs or {})}, **{"normalise": False, **network})

@@ -1,0 +1,175 @@
+"""Networks for few-shot learners: run for many tasks at once, with one set of parameters for all of them or one for each.
+
+Everything runs on `x [N, M, ...]`, `N` tasks with `M` examples each, and no task sees another one: batch normalisation
+takes its statistics from each task's own examples. So a task's result does not depend on its neighbours.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarl.batched import Params, call_batched, subset
+from metarl.fewshot.episodes import TaskSpec
+
+Stats = tuple[tuple[Tensor, Tensor], ...]
+"""Mean and variance `[N, C]` for each normalisation layer of a network."""
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over each task's own examples (Ioffe & Szegedy 2015), without running averages.
+
+    It is written from elementary operations: under `torch.func.vmap`, second derivatives of PyTorch's own are wrong (2.13).
+    """
+
+    def __init__(self, features: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.eps = eps
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance `[N, C]` of `x [N, M, C, ...]`, over all but tasks and channels."""
+        variance, mean = torch.var_mean(x, [1, *range(3, x.ndim)], correction=0)
+        return mean, variance
+
+    def normalise(self, x: Tensor, stats: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+        """`x [N, M, C, ...]` by these statistics; `weight` and `bias` are `[C]` or `[N, C]`."""
+        mean, variance = stats
+        scale = weight * (variance + self.eps).rsqrt()
+        shift = bias - mean * scale
+        shape = (len(x), 1, x.shape[2], *[1] * (x.ndim - 3))
+        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+class TokenMean(nn.Module):
+    """The mean of the vectors of a text's tokens, without those numbered 0: `[..., T]` of int64 to `[..., F]`."""
+
+    def __init__(self, vocabulary: int, features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(vocabulary, features) / math.sqrt(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens to means."""
+        return self._mean(nn.functional.embedding(x, self.weight), x)
+
+    def forward_batched(self, params: Params, x: Tensor) -> Tensor:
+        """The same for `x [N, M, T]`, each task with its own vectors."""
+        vectors = params["weight"]
+        rows = torch.arange(len(x)).to(x.device).view(-1, 1, 1)
+        return self._mean(vectors[rows, x], x)
+
+    @staticmethod
+    def _mean(vectors: Tensor, tokens: Tensor) -> Tensor:
+        known = (tokens != 0).unsqueeze(-1)
+        return (vectors * known).sum(-2) / known.sum(-2).clamp_min(1)
+
+
+class TaskNetwork(nn.Module):
+    """Layers one after another, on `x [N, M, ...]`.
+
+    Args:
+        layers: modules that work on a batch of examples, and `BatchNorm`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it has statistics."""
+        return any(isinstance(layer, BatchNorm) for layer in self.layers)
+
+    def initial_params(self) -> dict[str, Tensor]:
+        """Its parameters by name, without an axis of tasks."""
+        return dict(self.named_parameters())
+
+    def forward(self, x: Tensor, params: Params | None = None, stats: Stats | None = None) -> tuple[Tensor, Stats]:
+        """`x [N, M, ...]` to outputs `[N, M, F]`.
+
+        Args:
+            x: examples.
+            params: one set for each task, `[N, ...]` by name; by default the network's own, for all.
+            stats: what to normalise by; by default the statistics of `x` itself.
+
+        Returns:
+            the outputs, and the statistics that were used.
+        """
+        used = []
+        for number, layer in enumerate(self.layers):
+            own = None if params is None else subset(params, f"layers.{number}")
+            if isinstance(layer, BatchNorm):
+                used.append(layer.statistics(x) if stats is None else stats[len(used)])
+                weight, bias = (layer.weight, layer.bias) if own is None else (own["weight"], own["bias"])
+                x = layer.normalise(x, used[-1], weight, bias)
+            elif own is None:
+                x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            else:
+                x = call_batched(layer, own, x)
+        return x, tuple(used)
+
+
+NETWORK = ("kind", "width", "hidden", "normalise", "halvings")
+"""Options of `embedding`, which most learners pass on."""
+
+Kind = Literal["auto", "conv", "strided", "mlp"]
+
+
+def embedding(
+    spec: TaskSpec,
+    kind: Kind = "auto",
+    width: int = 64,
+    hidden: Sequence[int] | None = None,
+    normalise: bool = True,
+    halvings: int = 4,
+) -> tuple[TaskNetwork, int]:
+    """A network from examples to features, and their number.
+
+    Args:
+        spec: what the examples are like.
+        kind: for pictures, "conv": up to four blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 pooling
+            (Vinyals et al. 2016); or "strided": with strides of 2 in place of pooling (Finn et al. 2017), a quarter of the
+            work. "mlp": fully connected layers, on text after the mean of its tokens' vectors. "auto": "strided" for
+            pictures up to 32 x 32, "conv" for larger ones, otherwise "mlp".
+        width: channels of the blocks; features of tokens.
+        hidden: units of the layers of an "mlp": by default (40, 40) in regression (Finn et al. 2017), otherwise (64, 64).
+        normalise: whether blocks normalise.
+        halvings: blocks that halve their pictures; those after them keep the size.
+
+    Raises:
+        ValueError: in one line, at convolutions of what is no picture.
+    """
+    pictures = len(spec.shape) == 3 and not spec.vocabulary
+    if kind == "auto":
+        kind = ("strided" if max(spec.shape[1:]) <= 32 else "conv") if pictures else "mlp"
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    if kind == "mlp":
+        sizes = tuple(hidden) if hidden is not None else ((64, 64) if spec.classification else (40, 40))
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"hidden must be sizes of at least 1, got {hidden}")
+        layers: list[Any] = [TokenMean(spec.vocabulary, width)] if spec.vocabulary else [nn.Flatten()]
+        for i, o in pairwise([width if spec.vocabulary else math.prod(spec.shape), *sizes]):
+            layers += [nn.Linear(i, o), nn.ReLU()]
+        return TaskNetwork(layers), sizes[-1]
+    if not pictures:
+        raise ValueError(f"kind must be mlp for examples of shape {spec.shape}, which are no pictures, got {kind}")
+    channels, height, across = spec.shape
+    if halvings < 0:
+        raise ValueError(f"halvings must be at least 0, got {halvings}")
+    layers = []
+    for block in range(4):
+        if min(height, across) < 2:
+            break
+        halves, round_up = block < halvings, kind == "strided"
+        layers.append(nn.Conv2d(channels, width, 3, stride=2 if halves and round_up else 1, padding=1))
+        layers += [BatchNorm(width)] if normalise else []
+        layers += [nn.ReLU(), nn.MaxPool2d(2)] if halves and not round_up else [nn.ReLU()]
+        channels = width
+        if halves:
+            height, across = (height + round_up) // 2, (across + round_up) // 2
+    return TaskNetwork([*layers, nn.Flatten()]), channels * height * across

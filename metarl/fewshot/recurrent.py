@@ -1,0 +1,167 @@
+"""Few-shot learning by reading: a memory core goes through the support set example by example.
+
+What is learned of a task is the core's state, as in RL² (Hochreiter, Younger & Conwell 2001; Santoro et al. 2016; Mishra
+et al. 2018). A step reads an example's features and a label, in one of two ways:
+
+- late (Santoro et al. 2016, section 2): `(x_1, 0), (x_2, y_1), ..., (x_S, y_{S-1})`, then a query with `y_S`. Every step
+  is a question, as its label comes with the next one: training takes the error at ALL steps of a sequence.
+- at once (Mishra et al. 2018, section 3): `(x_1, y_1), ..., (x_S, y_S)`, then a query without a label.
+
+Every query is asked on its own, from the state after the support set. Order matters to a memory, so training shuffles.
+
+Departures: features are normalised, each example by itself (Ba et al. 2016), whatever embedding they come from; and a label
+has a further number, 1, that tells it from none, as a target in regression may be 0.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from metarl.fewshot.episodes import Episodes, TaskSpec
+from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.networks import Stats, embedding
+from metarl.memory import CORES, State
+from metarl.memory.base import check_count, check_flag
+from metarl.plain import check_known
+
+
+class Read(NamedTuple):
+    """What is kept of support sets."""
+
+    state: State  # of the core, [N, ...]
+    label: Tensor  # that comes with a query, [N, 1, C + 1]
+    stats: Stats  # of the support sets
+
+
+class MemoryLearner(FewShotLearner):
+    """An embedding, a memory core, and a linear layer.
+
+    Args:
+        spec: of the tasks.
+        core: name in `metarl.memory.CORES`.
+        size: features that the core puts out; units of its controller, where it has one.
+        core_kwargs: further arguments of the core.
+        late_labels: labels come one step after their examples, otherwise with them.
+        network: arguments of `metarl.fewshot.networks.embedding`.
+
+    Raises:
+        ValueError: in one line, at an unknown core or values out of range.
+    """
+
+    draws = True
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        core: str = "lstm",
+        size: int = 128,
+        core_kwargs: Mapping[str, Any] | None = None,
+        late_labels: bool = True,
+        **network: Any,
+    ):
+        super().__init__(spec)
+        check_known(f"core {core!r}", core, CORES)
+        check_count("size", size)
+        self.late_labels = check_flag("late_labels", late_labels)
+        self.network, features = embedding(spec, **network)
+        self.norm = nn.LayerNorm(features)
+        self.core = CORES[core](features + spec.outputs + 1, size, **(core_kwargs or {}))
+        self.head = nn.Linear(size, spec.outputs)
+
+    def condition(self, support_x: Tensor, support_y: Tensor) -> Read:
+        """Read support sets, in the order given."""
+        x, stats = self._features(support_x)
+        labels = self._labels(support_y)
+        if not self.late_labels:
+            labels = labels.roll(-1, 1)  # the empty one goes to the query
+        _, state = self._scan(x, labels[:, :-1], self.core.initial_state(len(x)))
+        return Read(state, labels[:, -1:], stats)
+
+    def answer(self, kept: Read, query_x: Tensor, transductive: bool = False) -> Tensor:
+        """As in the base class."""
+        x, _ = self._features(query_x, None if transductive else kept.stats)
+        tasks, queries = x.shape[:2]
+        state = tuple(part.repeat_interleave(queries, 0) for part in kept.state)
+        y, _ = self._scan(x.flatten(0, 1)[:, None], kept.label.repeat_interleave(queries, 0), state)
+        return y.unflatten(0, (tasks, queries))[:, :, 0]
+
+    def losses(self, episodes: Episodes, transductive: bool = False) -> Tensor:
+        """The error at all steps of shuffled sequences; with labels at once, on queries after shuffled support sets."""
+        if self.late_labels:
+            order = _shuffled(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1])
+            return self.task_losses(*self.recite(episodes, order, transductive))
+        order = _shuffled(*episodes.support_x.shape[:2]).to(episodes.support_x.device)
+        x, y = (_in_order(part, order) for part in (episodes.support_x, episodes.support_y))
+        return super().losses(episodes._replace(support_x=x, support_y=y), transductive)
+
+    def recite(self, episodes: Episodes, order: Tensor, transductive: bool = False) -> tuple[Tensor, Tensor]:
+        """Answers at every step, and what would have been right, to all examples of episodes as one sequence each.
+
+        Args:
+            episodes: support sets and queries, `T = S + Q` examples in each.
+            order: `[N, T]`, a permutation of the support set's examples and the queries behind them, for each episode.
+            transductive: as in `FewShotLearner.answer`; otherwise all are normalised by the support set's statistics.
+
+        Returns:
+            outputs `[N, T, C]` and labels `[N, T]`, or predictions and targets `[N, T, D]`.
+
+        Raises:
+            ValueError: in one line, where labels come with their examples.
+        """
+        if not self.late_labels:
+            raise ValueError("late_labels must be true for answers at every step, got False")
+        support, stats = self._features(episodes.support_x)
+        query, _ = self._features(episodes.query_x, None if transductive else stats)
+        order = order.to(support.device)
+        x = _in_order(torch.cat([support, query], 1), order)
+        y = _in_order(torch.cat([episodes.support_y, episodes.query_y], 1), order)
+        outputs, _ = self._scan(x, self._labels(y)[:, :-1], self.core.initial_state(len(x)))
+        return outputs, y
+
+    def _features(self, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Stats]:
+        features, stats = self.network(x, stats=stats)
+        return self.norm(features), stats
+
+    def _labels(self, y: Tensor) -> Tensor:
+        """No label, then all of them: `[N, 1 + S, C + 1]`."""
+        return pad(pad(self.one_hot(y), (0, 1), value=1.0), (0, 0, 1, 0))
+
+    def _scan(self, x: Tensor, labels: Tensor, state: State) -> tuple[Tensor, State]:
+        """Steps `[N, T, ...]` to outputs `[N, T, C]` and the next state."""
+        y, state = self.core.scan(torch.cat([x, labels], -1).transpose(0, 1), state)
+        return self.head(y).transpose(0, 1), state
+
+
+@torch.no_grad()
+def accuracy_by_instance(learner: MemoryLearner, episodes: Episodes, generator: torch.Generator) -> Tensor:
+    """Accuracy at the first, second, ... `K`-th example of a class in a sequence, `[K]` (Santoro et al. 2016, table 1).
+
+    All examples of an episode are one sequence, in an order that `generator` draws; labels come one step late. `K` is the
+    number of examples of the class that has most; at the first nothing but guessing is possible.
+
+    Raises:
+        ValueError: in one line, at regression, and at learners whose labels come with their examples.
+    """
+    if not learner.spec.classification:
+        raise ValueError("tasks must be classification for accuracy by instance, got regression")
+    order = _shuffled(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1], generator)
+    outputs, labels = learner.recite(episodes, order)
+    came = nn.functional.one_hot(labels, learner.spec.outputs)
+    instance = came.cumsum(1).gather(-1, labels[..., None])[..., 0] - 1
+    right = (outputs.argmax(-1) == labels).double()
+    total = right.new_zeros(int(instance.max()) + 1)
+    share = total.index_add(0, instance.flatten(), right.flatten()) / instance.flatten().bincount()
+    return share.to(torch.get_default_dtype())
+
+
+def _shuffled(rows: int, length: int, generator: torch.Generator | None = None) -> Tensor:
+    """A permutation in each row, `[rows, length]`; the same on every device."""
+    return torch.rand(rows, length, generator=generator).argsort(1)
+
+
+def _in_order(x: Tensor, order: Tensor) -> Tensor:
+    """`x [N, T, ...]` with each row in its `order [N, T]`."""
+    return x[torch.arange(len(x), device=x.device)[:, None], order]

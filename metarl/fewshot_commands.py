@@ -1,0 +1,215 @@
+"""The commands of `metarl fewshot`: train, evaluate, compare, predict."""
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
+
+from metarl import training
+from metarl.commands import train_in_new_folder
+from metarl.evaluation.report import text_table
+from metarl.fewshot.config import FewShotConfig, FewShotEvaluation
+from metarl.fewshot.datasets import describe
+from metarl.fewshot.datasets.own import read_queries, read_support
+from metarl.fewshot.datasets.table import number
+from metarl.fewshot.learners import LEARNERS
+from metarl.fewshot.training import FewShotTrainingConfig
+from metarl.options import parse_known_options, parse_options, preset_names, preset_path
+from metarl.plain import check_known, first_sentence, shallow
+
+_HELP = {"-h", "--help"}
+PRESETS = "fewshot-"
+"""What the names of presets begin with."""
+
+
+def fewshot(args: list[str]) -> None:
+    """Few-shot classification and regression: `metarl fewshot train | evaluate | compare | predict`."""
+    command, *args = args or ["--help"]
+    if command in _HELP:
+        print("usage: metarl fewshot COMMAND [OPTIONS]\n\ncommands:")
+        width = max(map(len, COMMANDS))
+        print("\n".join(f"  {name.ljust(width)}  {first_sentence(made)}" for name, made in COMMANDS.items()))
+        print("\nOptions: metarl fewshot COMMAND --help")
+        return
+    check_known(f"command {command!r}", command, COMMANDS)
+    COMMANDS[command](args)
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Start:
+    preset: Annotated[str | None, arg(aliases=["--config"])] = None
+
+
+def train(args: list[str]) -> None:
+    """Train a learner: `metarl fewshot train protonet --dataset glyphs`, or on your own: `--data PATH`."""
+    learner, *args = args or ["--help"]
+    if learner in _HELP:
+        print("usage: metarl fewshot train LEARNER [OPTIONS]\n\nlearners:")
+        print("\n".join(f"  {name:<18} {first_sentence(made)}" for name, made in LEARNERS.items() if made.trained))
+        print("\ndata sets:")
+        print("\n".join(f"  {name:<18} {sentence}" for name, sentence in describe()))
+        print(f"\npresets: {', '.join(name for name in preset_names() if name.startswith(PRESETS))}")
+        print("\nOptions: metarl fewshot train LEARNER --help")
+        return
+    check_known(f"learner {learner!r}", learner, LEARNERS)
+    prog = f"metarl fewshot train {learner}"
+    start, _ = parse_known_options(_Start, args, prog=prog)
+    preset = None if start.preset is None else FewShotConfig.from_yaml(preset_path(start.preset))
+    if preset is not None and preset.learner != learner:
+        raise ValueError(f"learner must be {preset.learner} with --preset {start.preset}, got {learner}")
+
+    @dataclass(frozen=True, kw_only=True)
+    class TrainOptions(FewShotConfig):
+        """Train a few-shot learner in a new run folder.
+
+        The command line goes before the preset, the preset before the defaults.
+        """
+
+        algorithm: Suppress[str] = "fewshot"
+        learner: Suppress[str] = "protonet"
+        dataset: Annotated[str, arg(aliases=["--data"])] = FewShotConfig.dataset
+        """Name of a data set (`metarl fewshot train --help` lists them), or path of a folder of pictures by class or of
+        a CSV file with a column "label"."""
+        hyperparameters: OmitArgPrefixes[FewShotTrainingConfig] = field(default_factory=FewShotTrainingConfig)
+        evaluation: FewShotEvaluation = field(default_factory=FewShotEvaluation)
+        preset: Annotated[str | None, arg(aliases=["--config"])] = None
+        """Name of a config that comes with the package, or path of a YAML file, such as the config.yaml of a run."""
+        out: Path | None = None
+        """The run folder; by default a new one in runs/."""
+        progress_bar: bool = True
+        """Show a progress bar; without it, a line every minute."""
+
+        def __post_init__(self):
+            """Checked when the options become a config."""
+
+    default = TrainOptions(**({"learner": learner} if preset is None else shallow(preset)))
+    options = parse_options(TrainOptions, args, prog=prog, default=default)
+    config = FewShotConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(FewShotConfig)})
+    subject = f"{learner} on {config.dataset} ({config.setting}) for {config.total_timesteps:,} episodes"
+    name = f"{learner}-{Path(config.dataset).stem}"
+    _, folder = train_in_new_folder(config, name, subject, options.out, options.progress_bar)
+    print(f"Done. See how well it learns: metarl fewshot evaluate {folder}")
+
+
+# -- evaluate and compare ----------------------------------------------------------------------------------------------
+
+
+def evaluate(args: list[str]) -> None:
+    """Measure a run on episodes of new classes, beside baselines; write table, picture and page."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class EvaluateOptions(FewShotEvaluation):
+        """Measure a run on episodes of new classes or functions, beside baselines. The run's config holds the defaults.
+
+        Writes fewshot.csv, fewshot.png, fewshot.npz and fewshot.html into the run folder; for splits other than test, and
+        other ways or shots than in training, they are named so.
+        """
+
+        run: Annotated[Positional[Path], arg(metavar="RUN")]
+        """The run folder."""
+        progress_bar: bool = True
+        """Show a progress bar."""
+
+    prog = "metarl fewshot evaluate"
+    run = parse_options(EvaluateOptions, args, prog=prog).run
+    default = EvaluateOptions(run=run, **shallow(training.few_shot_config(run).evaluation))
+    options = shallow(parse_options(EvaluateOptions, args, prog=prog, default=default))
+    scores, file = training.evaluate_few_shot_run(options.pop("run"), **options)
+    print(f"\n{scores.table()}\n")
+    for table in scores.further_tables():
+        print(f"{text_table(*table)}\n")
+    print(f"Picture: {file.with_suffix('.png')}\nPage:    {file.with_suffix('.html')}\nNumbers: {file.with_suffix('.csv')}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(FewShotEvaluation):
+    """Put runs side by side on the same episodes, the first against each other one, episode by episode.
+
+    Runs that were not so evaluated yet are evaluated first. The config of the first holds the defaults.
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN [RUN ...]")]
+    """The run folders, at least two."""
+    out: Path = Path("runs/fewshot-comparison")
+    """Folder for comparison.csv, comparison.png and comparison.html."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+
+
+def compare(args: list[str]) -> None:
+    """Put runs side by side on the same episodes; write table, picture and page."""
+    prog = "metarl fewshot compare"
+    runs = parse_options(CompareOptions, args, prog=prog).runs
+    if len(runs) < 2:
+        raise ValueError(f"runs must be at least 2 run folders, got {len(runs)}")
+    default = CompareOptions(runs=runs, **shallow(training.few_shot_config(runs[0]).evaluation))
+    options = shallow(parse_options(CompareOptions, args, prog=prog, default=default))
+    runs, out = options.pop("runs"), options.pop("out")
+    comparison = training.compare_few_shot_runs(runs, **options)
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / f"comparison.{suffix}" for suffix in ("png", "html", "csv")]
+    for save, file in zip((comparison.plot, comparison.save_html, comparison.save_csv), files, strict=True):
+        save(file)
+    print(f"\n{comparison.table()}\n\nPicture: {files[0]}\nPage:    {files[1]}\nNumbers: {files[2]}")
+
+
+# -- predict -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Let a run's learner adapt to a few examples of your own, and answer for others.
+
+    Examples are pictures in folders, or rows of CSV files with the columns that the learner knows.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    support: Path
+    """What to learn from: a folder with a folder of pictures for each class, or a CSV file with labels."""
+    query: Path
+    """What to answer for: a folder of pictures, or a CSV file."""
+    label: str = "label"
+    """The column of labels, or of targets, in a CSV file."""
+    text: str = "text"
+    """The column of texts in a CSV file, where the learner reads texts."""
+    invert: bool = False
+    """Turn dark ink on light paper into light on dark, which learners of glyphs know."""
+    out: Path | None = None
+    """A CSV file for the answers; by default they are printed."""
+
+
+def predict(args: list[str]) -> None:
+    """Let a run's learner adapt to a few examples of your own, and answer for others."""
+    options = parse_options(PredictOptions, args, prog="metarl fewshot predict")
+    source = training.few_shot_config(options.run).source
+    learner = training.load_few_shot_run(options.run)
+    reading = {"label": options.label, "text": options.text, "invert": options.invert}
+    support, labels = read_support(options.support, source, **reading)
+    queries, names = read_queries(options.query, source, **reading)
+    if source.spec.classification:
+        classes, targets = np.unique(labels, return_inverse=True)
+        if len(classes) > (ways := source.spec.outputs) and not learner.any_ways:
+            raise ValueError(f"{options.support} must hold at most {ways} classes, as in training, got {len(classes)}")
+    else:
+        classes, targets = None, np.array([number(label, options.label) for label in labels])
+    answers = learner.adapt(support, targets)(queries).numpy()
+    # a learner made for more classes may prefer one of those that there are no examples of
+    answers = answers[:, 0] if classes is None else classes[answers[:, : len(classes)].argmax(1)]
+    with open(options.out, "w", newline="") if options.out else nullcontext(sys.stdout) as file:
+        writer = csv.writer(file)
+        writer.writerow(["query", options.label])
+        writer.writerows(zip(names, answers, strict=True))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {made.__name__: made for made in (train, evaluate, compare, predict)}
