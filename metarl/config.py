@@ -23,7 +23,7 @@ from metarl.algorithms.rl2 import RL2PPO
 from metarl.plain import check_known, from_plain, shallow
 from metarl.problems import PROBLEMS, Problem, tune
 from metarl.problems.tuning import OPTIONS
-from metarl.run_config import CONFIGS, RunConfig, from_values
+from metarl.run_config import CONFIGS, RunConfig, check_device, from_values
 from metarl.updates import HAND_MADE, RULES
 from metarl.yaml_text import read_yaml
 from metarl_envs import TaskFamily, make_family
@@ -94,10 +94,7 @@ class TrainingConfig(RunConfig):
         policies = self.algorithm_class.policy_aliases
         object.__setattr__(self, "policy", self.policy or next(iter(policies)))
         check_known(f"policy {self.policy!r}", self.policy, policies)
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device must be cpu, cuda or another of PyTorch's, got {self.device!r}") from error
+        check_device(self.device)
         if not isinstance(self.hyperparameters, self.algorithm_class.config_class):
             hyperparameters = from_plain(self.algorithm_class.config_class, self.hyperparameters or {}, "hyperparameters.")
             object.__setattr__(self, "hyperparameters", hyperparameters)

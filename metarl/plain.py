@@ -128,3 +128,11 @@ def field_sentences(cls: type) -> dict[str, str]:
                     case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                         sentences[name] = " ".join(text.split())
     return {field.name: sentences.get(field.name, "") for field in dataclasses.fields(cls)}
+
+
+def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
+    """`value` if it is an integer from `least` to `most`, else a `ValueError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        bound = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be an integer {bound}, got {value!r}")
+    return value

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
+import torch
+
 from metarl.plain import convert, from_plain
 from metarl.yaml_text import read_yaml
 from metarl_envs.family import check_at_least
@@ -88,3 +90,11 @@ def from_values(cls: type[T], values: Mapping[str, Any], path: str | Path) -> T:
         return from_plain(cls, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_device(name: str) -> None:
+    """A `ValueError`, in one line, unless PyTorch knows a device of this name."""
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or another of PyTorch's, got {name!r}") from error

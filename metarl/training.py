@@ -208,7 +208,7 @@ def evaluate_few_shot_run(folder: str | Path, *, progress_bar: bool = True, **se
     references = {}
     for name in settings.references:
         options = {k: v for k, v in config.learner_kwargs.items() if k in NETWORK} if name == "from_scratch" else {}
-        references[name] = make_learner(name, source.spec, options, config.seed)
+        references[name] = make_learner(name, source.spec, options, config.seed).to(config.device)
     scores = evaluate_learner(
         model.learner,
         source,

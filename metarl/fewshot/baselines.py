@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metarl.fewshot.episodes import Episodes, TaskSpec
 from metarl.fewshot.gradient import GradientLearner
 from metarl.fewshot.learner import FewShotLearner
-from metarl.fewshot.networks import Stats, TaskNetwork, embedding
+from metarl.fewshot.networks import Stats, network_for
 
 
 class FineTuning(GradientLearner):
@@ -47,13 +47,20 @@ class FineTuning(GradientLearner):
             for value in last.parameters():
                 nn.init.zeros_(value)  # a random one would spoil the features in the first steps
 
+    def check_fits(self, spec: TaskSpec, training: bool = False) -> None:
+        """As in the base class; training classes are as many, too."""
+        super().check_fits(spec, training)
+        if training and spec.train_classes != self.spec.train_classes:
+            made, given = self.spec.train_classes, spec.train_classes
+            raise ValueError(f"train_classes of the episodes must be that of FineTuning's tasks, {made}, got {given}")
+
     def losses(self, episodes: Episodes, transductive: bool = False) -> Tensor:
         """The error on support set and queries, as one task among all training classes, or one function, `[N]`."""
         x = torch.cat([episodes.support_x, episodes.query_x], 1)
         y = torch.cat([episodes.support_y, episodes.query_y], 1)
         if not self.spec.classification:
             return self.task_losses(self.network(x)[0], y)
-        features, _ = TaskNetwork(self.network.layers[:-1])(x)
+        features, _ = self.network(x, layers=slice(-1))
         return self.task_losses(self.classifier(features), episodes.classes.gather(1, y))
 
 
@@ -85,8 +92,7 @@ class MultiTaskAveraging(FewShotLearner):
 
     def __init__(self, spec: TaskSpec, **network: Any):
         super().__init__(spec)
-        layers, features = embedding(spec, **network)
-        self.network = TaskNetwork([*layers.layers, nn.Linear(features, spec.outputs)])
+        self.network = network_for(spec, **network)
 
     def condition(self, support_x: Tensor, support_y: Tensor) -> Stats:
         """What the support set is normalised by."""
@@ -125,6 +131,6 @@ class NearestNeighbour(FewShotLearner):
     def _vectors(self, x: Tensor) -> Tensor:
         if not self.spec.vocabulary:
             return x.flatten(2)
-        counts = torch.zeros(*x.shape[:2], self.spec.vocabulary).to(x.device)
+        counts = self.like.new_zeros(*x.shape[:2], self.spec.vocabulary, device=x.device)
         counts.scatter_add_(2, x, (x != 0).to(counts))
         return nn.functional.normalize(counts, dim=-1)

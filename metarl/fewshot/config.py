@@ -1,6 +1,5 @@
 """What the training of a few-shot learner is made of, as one checked value."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.learners import LEARNERS, make_learner
 from metarl.fewshot.training import FewShotTraining, FewShotTrainingConfig
 from metarl.plain import check_known
-from metarl.run_config import RunConfig
+from metarl.run_config import RunConfig, check_device
 from metarl_envs.family import check_at_least
 
 
@@ -78,6 +77,8 @@ class FewShotConfig(RunConfig):
     """Episodes to train for; whole batches are played."""
     checkpoint_every: int = 5_000
     """Episodes between checkpoints; each batch saves one at most."""
+    device: str = "cpu"
+    """PyTorch device of the learner."""
     workers: int = 0
     """Processes that draw episodes ahead; the episodes are the same."""
     hyperparameters: FewShotTrainingConfig = field(default_factory=FewShotTrainingConfig)
@@ -91,9 +92,10 @@ class FewShotConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least("workers", self.workers, 0)
+        check_device(self.device)
         if self.dataset not in DATASETS and Path(self.dataset).exists():
             object.__setattr__(self, "dataset", str(Path(self.dataset).absolute()))  # runs are looked at from anywhere
-        if not self.make_learner().trained:
+        if not make_learner(self.learner, self.source.spec, self.learner_kwargs).trained:
             raise ValueError(f"learner must be one that is trained over tasks, but {self.learner} is not")
         self.source_with(**{name: getattr(self.evaluation, name) for name in ("ways", "shots", "queries")})
 
@@ -115,7 +117,7 @@ class FewShotConfig(RunConfig):
             raise ValueError(f"ways must be left out in regression, got {ways}")
         if ways != self.ways and not LEARNERS[self.learner].any_ways:
             raise ValueError(f"ways must be {self.ways}, as in training, for {self.learner}, got {ways}")
-        return dataclasses.replace(self.source, **changes)
+        return self.source.resized(**changes)
 
     @property
     def setting(self) -> str:
@@ -125,7 +127,7 @@ class FewShotConfig(RunConfig):
 
     def make_learner(self) -> FewShotLearner:
         """The learner before training."""
-        return make_learner(self.learner, self.source.spec, self.learner_kwargs, self.seed)
+        return make_learner(self.learner, self.source.spec, self.learner_kwargs, self.seed).to(self.device)
 
     def resolved(self) -> Self:
         """The same: nothing is left open."""

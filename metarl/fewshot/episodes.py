@@ -4,12 +4,13 @@ An episode is a function of the seed, the split and its index, and of nothing el
 by one, today or after a resume give the same.
 """
 
+import dataclasses
 import hashlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,6 +31,16 @@ class Episodes(NamedTuple):
     query_x: Tensor  # [N, Q, ...]
     query_y: Tensor  # [N, Q] of int64, or [N, Q, D]
     classes: Tensor  # [N, C] of int64: number of each label's class within its split; [N, 0] in regression
+
+    def to(self, like: Tensor) -> "Episodes":
+        """The same with numbers of the type of `like`, and on its device; labels and tokens stay whole numbers."""
+        return Episodes(*(part.to(like if part.is_floating_point() else like.device) for part in self))
+
+    def shuffled(self) -> "Episodes":
+        """The same with support sets in an order drawn by PyTorch's global generator."""
+        rows = torch.arange(len(self.support_x), device=self.support_x.device)[:, None]
+        order = torch.rand(self.support_x.shape[:2]).argsort(1).to(rows)  # the same on every device
+        return self._replace(support_x=self.support_x[rows, order], support_y=self.support_y[rows, order])
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,13 @@ class EpisodeSource:
         check_known(f"split {split!r}", split, self.splits)
         drawn = [self.episode(split, rng) for rng in episode_rngs(seed, split, indices)]
         return Episodes(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
+
+    def resized(self, **sizes: int) -> Self:
+        """The same with other `ways`, `shots` or `queries`. A `ValueError`, in one line, where that cannot be."""
+        try:
+            return dataclasses.replace(self, **sizes)
+        except TypeError:
+            raise ValueError(f"{' and '.join(sizes)} of {type(self).__name__} cannot be changed") from None
 
     def stream(
         self, split: str, size: int, seed: int = 0, start: int = 0, workers: int = 0, stop: int | None = None
@@ -154,7 +172,12 @@ def episodes_hash(*batches: Episodes) -> str:
     """SHA-256: equal exactly when the same episodes come in the same order, however they are batched."""
     digest = hashlib.sha256()
     for batch in batches:
-        for episode in zip(*(part.numpy(force=True) for part in batch), strict=True):
-            for values in episode:
-                digest.update(f"{values.dtype.str}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+        add_to_hash(digest, batch)
     return digest.hexdigest()
+
+
+def add_to_hash(digest: "hashlib._Hash", batch: Episodes) -> None:
+    """Let `digest`, of SHA-256, go on to these episodes."""
+    for episode in zip(*(part.numpy(force=True) for part in batch), strict=True):
+        for values in episode:
+            digest.update(f"{values.dtype.str}{values.shape}".encode() + np.ascontiguousarray(values).tobytes())

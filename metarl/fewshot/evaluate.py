@@ -7,7 +7,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from metarl.evaluation.few_shot import FewShotCost, FewShotScores
 from metarl.evaluation.few_shot_report import Setting
-from metarl.fewshot.episodes import Episodes, EpisodeSource, episodes_hash
+from metarl.fewshot.episodes import Episodes, EpisodeSource, add_to_hash
 from metarl.fewshot.gradient import GradientLearner
-from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learner import FewShotLearner, check_answers
 from metarl.fewshot.networks import BatchNorm
+from metarl.updates import Diverged
 
 
 def evaluate_learner(
@@ -74,8 +75,8 @@ def evaluate_learner(
     if steps and not any(isinstance(one, GradientLearner) for one in learners.values()):
         raise ValueError(f"steps must be empty for learners that take no gradient steps, got {tuple(steps)}")
     for one in learners.values():
-        _check_fits(one, source)
-    others = {k: dataclasses.replace(source, shots=k) for k in sorted(set(shots))}
+        one.check_fits(source.spec)
+    others = {k: source.resized(shots=k) for k in sorted(set(shots))}
 
     first = source.episodes(split, [0], seed)
     steps, seconds, digest = sorted(set(steps)), dict.fromkeys(learners, 0.0), hashlib.sha256()
@@ -86,30 +87,27 @@ def evaluate_learner(
     with bar, _asked(learners.values()):
         for other in others.values():  # learners refuse what they cannot take before the work begins
             episodes = other.episodes(split, [0], seed)
-            for one in learners.values():
-                _score(one, one.condition(episodes.support_x, episodes.support_y), episodes)
-        costs = {who: _cost(one, first) for who, one in learners.items()}  # and the first time, which is slow, is over
-        for episodes in source.stream(split, batch, seed, stop=num_episodes):
-            for parts in zip(*episodes, strict=True):
-                digest.update(episodes_hash(Episodes(*(part[None] for part in parts))).encode())
             for who, one in learners.items():
+                _Trial(who, one, episodes, 0).score()
+        costs = {who: _cost(one, first) for who, one in learners.items()}  # and the first time, which is slow, is over
+        for number, episodes in enumerate(source.stream(split, batch, seed, stop=num_episodes)):
+            add_to_hash(digest, episodes)
+            for who, one in learners.items():
+                trial = _Trial(who, one, episodes, number * batch)
                 start = time.perf_counter()
-                kept = one.condition(episodes.support_x, episodes.support_y)
-                scores = {("inductive", ""): _score(one, kept, episodes)}
+                scores = {("inductive", ""): trial.score()}
                 seconds[who] += time.perf_counter() - start
                 if any(isinstance(part, BatchNorm) for part in one.modules()):
-                    scores["transductive", ""] = _score(one, kept, episodes, transductive=True)
+                    scores["transductive", ""] = trial.score(transductive=True)
                 for k in steps if isinstance(one, GradientLearner) else ():
-                    kept = one.condition(episodes.support_x, episodes.support_y, steps=k)
-                    scores["gradient steps", k] = _score(one, kept, episodes)
+                    scores["gradient steps", k] = trial.adapt(steps=k).score()
                 for setting, values in scores.items():
                     found[who][setting].append(values)
                 bar.update(len(episodes.query_x))
         for k, other in others.items():
-            for episodes in other.stream(split, batch, seed, stop=num_episodes):
+            for number, episodes in enumerate(other.stream(split, batch, seed, stop=num_episodes)):
                 for who, one in learners.items():
-                    kept = one.condition(episodes.support_x, episodes.support_y)
-                    found[who]["shots", k].append(_score(one, kept, episodes))
+                    found[who]["shots", k].append(_Trial(who, one, episodes, number * batch).score())
                     bar.update(len(episodes.query_x))
 
     each = source.spec.outputs if source.spec.classification else 1
@@ -138,24 +136,31 @@ def evaluate_learner(
     return dataclasses.replace(evaluated[0], references=tuple(evaluated[1:]))
 
 
-def _score(learner: FewShotLearner, kept: Any, episodes: Episodes, transductive: bool = False) -> Tensor:
-    """The share of right answers, or the mean squared error, of each episode `[N]`, from what is `kept` of support sets."""
-    outputs = learner.answer(kept, episodes.query_x, transductive)
-    if learner.spec.classification:
-        return (outputs.argmax(-1) == episodes.query_y).double().mean(1)
-    return (outputs.double() - episodes.query_y).square().mean((1, 2))
+class _Trial:
+    """A learner with some episodes, the first of which has the number `first`."""
 
+    def __init__(self, who: str, learner: FewShotLearner, episodes: Episodes, first: int = 0):
+        self.who, self.learner, self.first = who, learner, first
+        self.episodes = episodes.to(learner.like)
+        self.kept: Any = None
 
-def _check_fits(learner: FewShotLearner, source: EpisodeSource) -> None:
-    made, given = learner.spec, source.spec
-    for name in ("classification", "shape", "outputs", "vocabulary"):
-        if name == "outputs" and learner.any_ways and made.classification:
-            continue
-        if getattr(made, name) != getattr(given, name):
-            raise ValueError(
-                f"{name} of the episodes must be that of {type(learner).__name__}'s tasks, {getattr(made, name)}, "
-                f"got {getattr(given, name)}"
-            )
+    def adapt(self, **options: Any) -> Self:
+        """Learn the support sets."""
+        try:
+            self.kept = self.learner.condition(self.episodes.support_x, self.episodes.support_y, **options)
+        except Diverged as error:
+            at = self.first + error.task
+            raise Diverged(at, f"{self.who} in episode {at}: {error}") from error
+        return self
+
+    def score(self, transductive: bool = False) -> Tensor:
+        """The share of right answers, or the mean squared error, of each episode `[N]`; adapts where that was not done."""
+        kept = self.adapt().kept if self.kept is None else self.kept
+        outputs = self.learner.answer(kept, self.episodes.query_x, transductive)
+        check_answers(outputs, self.who, self.first)
+        if self.learner.spec.classification:
+            return (outputs.argmax(-1) == self.episodes.query_y).double().mean(1).cpu()
+        return (outputs.double() - self.episodes.query_y).square().mean((1, 2)).cpu()
 
 
 @contextmanager
@@ -175,7 +180,7 @@ def _asked(learners: Iterable[FewShotLearner]) -> Iterator[None]:
 def _cost(learner: FewShotLearner, episode: Episodes) -> tuple[int, int, int]:
     """Bytes, gradients and parameters, as `FewShotCost` has them."""
     with _Memory() as memory, _Gradients() as gradients:
-        _score(learner, learner.condition(episode.support_x, episode.support_y), episode)
+        _Trial("", learner, episode).score()
     return memory.peak, gradients.count, sum(parameter.numel() for parameter in learner.parameters())
 
 

@@ -7,22 +7,22 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarl.batched import Params, for_tasks
 from metarl.fewshot.episodes import TaskSpec
 from metarl.fewshot.learner import FewShotLearner
-from metarl.fewshot.networks import Stats, TaskNetwork, embedding
-from metarl.plain import check_known
+from metarl.fewshot.networks import Stats, network_for
+from metarl.plain import check_count, check_known
 from metarl.updates import RULES, check_adapted, inner_step
-from metarl.updates.base import check_count, check_positive
+from metarl.updates.base import check_positive
 
 
 class Adapted(NamedTuple):
     """What gradient learners keep of support sets."""
 
-    params: Params  # [N, ...]
+    params: Params  # those that were adapted, [N, ...]
     stats: Stats  # of the support sets, under these parameters; empty where nothing is normalised
 
 
@@ -65,11 +65,11 @@ class GradientLearner(FewShotLearner):
         self.steps = check_count("steps", steps)
         self.test_steps = steps if test_steps is None else check_count("test_steps", test_steps)
         self.second_order = second_order
-        layers, features = embedding(spec, **network)
-        self.network = TaskNetwork([*layers.layers, nn.Linear(features, spec.outputs)])
+        self.network = network_for(spec, **network)
         params = self.network.initial_params()
-        last = f"layers.{len(self.network.layers) - 1}."
-        self.adapted = [name for name in params if not head_only or name.startswith(last)]
+        last = len(self.network.layers) - 1
+        self.adapted = [name for name in params if not head_only or name.startswith(f"layers.{last}.")]
+        self.shared, self.own = slice(0, last if head_only else 0), slice(last if head_only else 0, None)
         check_known(f"update_rule {update_rule!r}", update_rule, RULES)
         if rate is None:
             rate = self.default_rate or (0.1 if spec.classification else 0.01)
@@ -84,23 +84,29 @@ class GradientLearner(FewShotLearner):
         """
         if steps is None:
             steps = self.steps if self.training and torch.is_grad_enabled() else self.test_steps
-        params = for_tasks(self.network.initial_params(), len(support_x))
-        state = self.rule.init({name: params[name] for name in self.adapted})
+        x, stats = self.network(support_x, layers=self.shared)
+        start = self.network.initial_params()
+        params = for_tasks({name: start[name] for name in self.adapted}, len(x))
+        state = self.rule.init(params)
         for step in range(steps):
             params, state, losses = inner_step(
                 self.rule,
                 params,
                 state,
-                lambda p: self.task_losses(self.network(support_x, p)[0], support_y),
+                lambda p: self.task_losses(self.network(x, p, layers=self.own)[0], support_y),
                 adapted=self.adapted,
                 second_order=self.second_order and torch.is_grad_enabled(),
                 functional=self.functional,
             )
             if not torch.is_grad_enabled():
                 params, state = tree_map(torch.detach, (params, state))
-                check_adapted({name: params[name] for name in self.adapted}, losses.detach(), step + 1)
-        return Adapted(params, self.network(support_x, params)[1] if self.network.normalises else ())
+                check_adapted(params, losses.detach(), step + 1)
+        if not stats and self.network.normalises:
+            stats = self.network(x, params, layers=self.own)[1]
+        return Adapted(params, stats)
 
     def answer(self, kept: Adapted, query_x: Tensor, transductive: bool = False) -> Tensor:
         """As in the base class."""
-        return self.network(query_x, kept.params, None if transductive else kept.stats)[0]
+        stats = None if transductive else kept.stats
+        x, _ = self.network(query_x, stats=stats, layers=self.shared)
+        return self.network(x, kept.params, stats, self.own)[0]

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from metarl.batched import Params, linear
 from metarl.fewshot.episodes import Episodes, TaskSpec
-from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learner import FewShotLearner, check_weight
 from metarl.fewshot.networks import Stats, TaskNetwork, embedding
-from metarl.updates.base import check_count
+from metarl.plain import check_count
 
 
 class HyperNetwork(FewShotLearner):
@@ -59,10 +59,7 @@ class HyperNetwork(FewShotLearner):
     ):
         super().__init__(spec)
         check_count("codes", codes)
-        self.alpha, self.beta = alpha, beta
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        self.alpha, self.beta = check_weight("alpha", alpha), check_weight("beta", beta)
         self.on_features = bool(spec.vocabulary) or len(spec.shape) == 3
         sizes = tuple(layers) if layers is not None else ((32,) if self.on_features else (40, 40))
         if min(sizes, default=0) < 1:
@@ -86,9 +83,8 @@ class HyperNetwork(FewShotLearner):
         """The written weights `[N, ...]`, and what the support set was normalised by."""
         features, stats = self.network(support_x)
         if self.spec.classification:
-            read, members = self.reader(features), self.one_hot(support_y)
-            classes = members.mT @ read / members.sum(1)[..., None]
-            task = read.mean(1)
+            read = self.reader(features)
+            task, classes = read.mean(1), self.class_means(read, support_y)
             told = torch.cat([task[:, None].expand_as(classes), classes], -1)  # [N, C, ...]
         else:
             task = self.reader(torch.cat([features, support_y], -1)).mean(1)

@@ -1,5 +1,6 @@
 """What few-shot learners share: `learner(support_x, support_y, query_x)`, its loss, and adapting to a person's own data."""
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,8 +70,30 @@ class FewShotLearner(nn.Module):
         """
         if not self.spec.classification:
             return labels
-        ways = int(labels.max()) + 1 if self.any_ways else self.spec.outputs
-        return nn.functional.one_hot(labels, ways).to(torch.get_default_dtype())
+        # what is compiled cannot look at labels; there are no other ways in training
+        any_ways = self.any_ways and not torch.compiler.is_compiling()
+        ways = int(labels.max()) + 1 if any_ways else self.spec.outputs
+        return nn.functional.one_hot(labels, ways).to(self.like.dtype)
+
+    def class_means(self, values: Tensor, labels: Tensor) -> Tensor:
+        """The mean of `values [N, S, F]` over the examples of each class, `[N, C, F]`."""
+        members = self.one_hot(labels)
+        return members.mT @ values / members.sum(1)[..., None]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type, and on the device, that the learner computes with."""
+        return next(self.parameters(), torch.empty(()))
+
+    def check_fits(self, spec: TaskSpec, training: bool = False) -> None:
+        """A `ValueError`, in one line, unless the learner was made for tasks such as `spec` says."""
+        for name in ("classification", "shape", "outputs", "vocabulary"):
+            if name == "outputs" and self.any_ways and self.spec.classification and not training:
+                continue
+            if (made := getattr(self.spec, name)) != (given := getattr(spec, name)):
+                raise ValueError(
+                    f"{name} of the episodes must be that of {type(self).__name__}'s tasks, {made}, got {given}"
+                )
 
     def adapt(self, support_x: np.ndarray | Tensor, support_y: np.ndarray | Tensor) -> "Predictor":
         """Learn one task, `support_x [S, ...]` with labels `[S]` from 0, or targets `[S, D]`.
@@ -85,7 +108,7 @@ class FewShotLearner(nn.Module):
         if self.spec.classification:
             y = self._checked_labels(y)
         else:
-            y = y.to(torch.get_default_dtype()).view(len(x), -1)
+            y = y.to(self.like).view(len(x), -1)
             if y.shape[1] != self.spec.outputs or not y.isfinite().all():
                 raise ValueError(
                     f"support_y must be {self.spec.outputs} finite numbers per example, got shape {(*y.shape,)}"
@@ -102,8 +125,8 @@ class FewShotLearner(nn.Module):
         if self.spec.vocabulary:
             if x.is_floating_point() or x.min() < 0 or x.max() >= self.spec.vocabulary:
                 raise ValueError(f"{name} must be tokens from 0 to {self.spec.vocabulary - 1}")
-            return x.long()
-        x = x.to(torch.get_default_dtype()) / (255.0 if x.dtype == torch.uint8 else 1.0)
+            return x.long().to(self.like.device)
+        x = x.to(self.like) / (255.0 if x.dtype == torch.uint8 else 1.0)
         if not (finite := x.flatten(1).isfinite().all(1)).all():
             raise ValueError(f"{name} must be finite, but example {int((~finite).nonzero()[0])} is not")
         return x
@@ -112,10 +135,31 @@ class FewShotLearner(nn.Module):
         if y.ndim != 1 or y.is_floating_point():
             raise ValueError(f"support_y must be whole numbers, one per example, got shape {(*y.shape,)} of {y.dtype}")
         present = y.unique()
-        most = len(present) if self.any_ways else self.spec.outputs
+        most = self.spec.outputs
+        if self.any_ways:
+            most = len(present)
+            if (missing := (present != torch.arange(most)).nonzero()).numel() and present[0] >= 0:
+                raise ValueError(f"support_y must have an example of every class, but none has label {int(missing[0])}")
         if present[0] < 0 or present[-1] >= most:
             raise ValueError(f"support_y must be labels from 0 to {most - 1}, got {int(present[0])} to {int(present[-1])}")
-        return y.long()
+        return y.long().to(self.like.device)
+
+
+def check_weight(name: str, value: float) -> float:
+    """`value`; a `ValueError` unless it can be the weight of a part of a loss."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
+
+
+def check_answers(outputs: Tensor, who: str, first: int = 0) -> None:
+    """A `ValueError` where `outputs [N, Q, ...]` are no answers, naming the episode; the first one's number is `first`.
+
+    Logits may be minus infinity, which says that a class is out of the question, but not all of an example's.
+    """
+    wrong = outputs.isnan().flatten(1).any(1) | ~outputs.isfinite().any(-1).all(1)
+    if wrong.any():
+        raise ValueError(f"answers of {who} must be numbers, but in episode {first + int(wrong.nonzero()[0])} they are not")
 
 
 def _numbers(name: str, values: np.ndarray | Tensor) -> Tensor:
@@ -124,7 +168,9 @@ def _numbers(name: str, values: np.ndarray | Tensor) -> Tensor:
     array = np.array(array, ndmin=1, order="C")  # a copy: tensors cannot be read-only, nor go backwards
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name} must be numbers, got {array.dtype}")
-    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
+    if array.dtype.kind != "b" and array.dtype != np.uint8:  # to what tensors can be of
+        array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+    return torch.from_numpy(array)
 
 
 class Predictor:
@@ -135,10 +181,16 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, query_x: np.ndarray | Tensor, transductive: bool = False) -> Tensor:
-        """See the class; `transductive` as in `FewShotLearner.answer`."""
-        return self.learner.answer(self.kept, self.learner.examples("query_x", query_x)[None], transductive)[0]
+        """See the class; `transductive` as in `FewShotLearner.answer`.
+
+        Raises:
+            ValueError: in one line, at examples of another shape, or not finite, and where answers are not numbers.
+        """
+        outputs = self.learner.answer(self.kept, self.learner.examples("query_x", query_x)[None], transductive)
+        check_answers(outputs, type(self.learner).__name__)
+        return outputs[0]
 
     def predict(self, query_x: np.ndarray | Tensor) -> np.ndarray:
         """The likeliest labels `[Q]`, or the predictions `[Q, D]`."""
         outputs = self(query_x)
-        return (outputs.argmax(-1) if self.learner.spec.classification else outputs).numpy()
+        return (outputs.argmax(-1) if self.learner.spec.classification else outputs).numpy(force=True)

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from metarl.fewshot.episodes import Episodes, TaskSpec
-from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learner import FewShotLearner, check_weight
 from metarl.fewshot.networks import Stats, embedding
+from metarl.plain import check_count
 from metarl.updates import MetaSGD, UpdateRule, check_adapted, inner_step
-from metarl.updates.base import check_count, check_positive
+from metarl.updates.base import check_positive
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 """A normal number for each mean and standard deviation."""
@@ -87,8 +88,7 @@ class LEO(FewShotLearner):
         self.steps, self.tune_steps = check_count("steps", steps), check_count("tune_steps", tune_steps)
         self.kl, self.encoder_penalty, self.orthogonality = kl, encoder_penalty, orthogonality
         for name in ("kl", "encoder_penalty", "orthogonality"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            check_weight(name, getattr(self, name))
         self.network, features = embedding(spec, **network)
         read, self.inputs = features, features  # of the encoder; of the last layer
         if not spec.classification:
@@ -141,8 +141,7 @@ class LEO(FewShotLearner):
         left, right = torch.broadcast_tensors(e[:, :, None], e[:, None])
         codes = self.relations(torch.cat([left, right], -1)).mean(2)
         if self.spec.classification:
-            members = self.one_hot(support_y)
-            codes = members.mT @ codes / members.sum(1)[..., None]
+            codes = self.class_means(codes, support_y)
         else:
             codes = codes.mean(1, keepdim=True)
         return codes.chunk(2, -1)

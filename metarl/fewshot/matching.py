@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from metarl.fewshot.episodes import TaskSpec
+from metarl.fewshot.episodes import Episodes, TaskSpec
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import Stats, embedding
-from metarl.updates.base import check_count, check_positive
+from metarl.plain import check_count
+from metarl.updates.base import check_positive
 
 
 class MatchingNetwork(FewShotLearner):
@@ -54,6 +55,7 @@ class MatchingNetwork(FewShotLearner):
         **network: Any,
     ):
         super().__init__(spec)
+        self.draws = fce
         self.steps = check_count("steps", steps) if fce else 0
         scale = torch.tensor(-math.log(check_positive("temperature", temperature)))
         self.log_scale = nn.Parameter(scale, requires_grad=learn_temperature)
@@ -79,6 +81,10 @@ class MatchingNetwork(FewShotLearner):
         if self.spec.classification:
             return (attention[..., None] + labels.log()[:, None]).logsumexp(2)
         return attention.exp() @ labels
+
+    def losses(self, episodes: Episodes, transductive: bool = False) -> Tensor:
+        """As in the base class; with full context, support sets are shuffled, since their order matters."""
+        return super().losses(episodes.shuffled() if self.draws else episodes, transductive)
 
     def _in_context(self, x: Tensor, support: Tensor) -> Tensor:
         """`f [N, Q, F]` of queries `x`; `f'` itself without full context."""

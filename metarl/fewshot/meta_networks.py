@@ -33,7 +33,7 @@ from torch.nn.functional import normalize
 from metarl.fewshot.episodes import TaskSpec
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import Stats, embedding
-from metarl.updates.base import check_count
+from metarl.plain import check_count
 from metarl.updates.recurrent import Linear, log_and_sign
 
 

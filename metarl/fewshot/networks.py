@@ -88,19 +88,22 @@ class TaskNetwork(nn.Module):
         """Its parameters by name, without an axis of tasks."""
         return dict(self.named_parameters())
 
-    def forward(self, x: Tensor, params: Params | None = None, stats: Stats | None = None) -> tuple[Tensor, Stats]:
+    def forward(
+        self, x: Tensor, params: Params | None = None, stats: Stats | None = None, layers: slice = slice(None)
+    ) -> tuple[Tensor, Stats]:
         """`x [N, M, ...]` to outputs `[N, M, F]`.
 
         Args:
-            x: examples.
+            x: examples, or what goes into the first of `layers`.
             params: one set for each task, `[N, ...]` by name; by default the network's own, for all.
             stats: what to normalise by; by default the statistics of `x` itself.
+            layers: those to run; all by default.
 
         Returns:
             the outputs, and the statistics that were used.
         """
         used = []
-        for number, layer in enumerate(self.layers):
+        for number, layer in list(enumerate(self.layers))[layers]:
             own = None if params is None else subset(params, f"layers.{number}")
             if isinstance(layer, BatchNorm):
                 used.append(layer.statistics(x) if stats is None else stats[len(used)])
@@ -173,3 +176,9 @@ def embedding(
         if halves:
             height, across = (height + round_up) // 2, (across + round_up) // 2
     return TaskNetwork([*layers, nn.Flatten()]), channels * height * across
+
+
+def network_for(spec: TaskSpec, **options: Any) -> TaskNetwork:
+    """A network from examples to logits or predictions: an embedding, with its `options`, and a linear layer."""
+    layers, features = embedding(spec, **options)
+    return TaskNetwork([*layers.layers, nn.Linear(features, spec.outputs)])

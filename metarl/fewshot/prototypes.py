@@ -34,8 +34,7 @@ class PrototypicalNetwork(FewShotLearner):
     def condition(self, support_x: Tensor, support_y: Tensor) -> tuple[Tensor, Stats]:
         """Prototypes `[N, C, F]`, and what the support set was normalised by."""
         features, stats = self.network(support_x)
-        members = self.one_hot(support_y)
-        return members.mT @ features / members.sum(1)[..., None], stats
+        return self.class_means(features, support_y), stats
 
     def answer(self, kept: tuple[Tensor, Stats], query_x: Tensor, transductive: bool = False) -> Tensor:
         """As in the base class."""
@@ -46,5 +45,7 @@ class PrototypicalNetwork(FewShotLearner):
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """Squared Euclidean distances `[N, Q, C]` of the rows of `x [N, Q, F]` to those of `y [N, C, F]`."""
+    middle = y.mean(1, keepdim=True)  # far from 0, the difference of large numbers would be left
+    x, y = x - middle, y - middle
     lengths = x.square().sum(-1)[..., None] + y.square().sum(-1)[:, None]
     return torch.baddbmm(lengths, x, y.mT, alpha=-2.0)

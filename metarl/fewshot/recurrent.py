@@ -24,8 +24,8 @@ from metarl.fewshot.episodes import Episodes, TaskSpec
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import Stats, embedding
 from metarl.memory import CORES, State
-from metarl.memory.base import check_count, check_flag
-from metarl.plain import check_known
+from metarl.memory.base import check_flag
+from metarl.plain import check_count, check_known
 
 
 class Read(NamedTuple):
@@ -93,9 +93,7 @@ class MemoryLearner(FewShotLearner):
         if self.late_labels:
             order = _shuffled(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1])
             return self.task_losses(*self.recite(episodes, order, transductive))
-        order = _shuffled(*episodes.support_x.shape[:2]).to(episodes.support_x.device)
-        x, y = (_in_order(part, order) for part in (episodes.support_x, episodes.support_y))
-        return super().losses(episodes._replace(support_x=x, support_y=y), transductive)
+        return super().losses(episodes.shuffled(), transductive)
 
     def recite(self, episodes: Episodes, order: Tensor, transductive: bool = False) -> tuple[Tensor, Tensor]:
         """Answers at every step, and what would have been right, to all examples of episodes as one sequence each.

@@ -1,8 +1,11 @@
 """Reptile (Nichol, Achiam & Schulman 2018, algorithm 1): move the starting point towards where each task's training ends.
 
-The inner training takes `steps` steps of Adam without momentum (as in the released code) on minibatches of ALL examples of
+The inner training takes `steps` steps of Adam without momentum, as the released code does, on minibatches of ALL examples of
 an episode; afterwards it takes `test_steps` on the support set. The outer gradient is `theta - phi`, that of the loss
 `|theta - phi|^2 / 2` with `phi` as a constant.
+
+Departures: this gradient goes to the trainer's Adam, as every learner's does, where the paper moves a share of the way to
+`phi`; and the inner Adam begins anew in each task, where the released code's second moments go on from task to task.
 """
 
 from typing import Any
@@ -14,8 +17,8 @@ from torch.utils._pytree import tree_map
 from metarl.batched import for_tasks
 from metarl.fewshot.episodes import Episodes, TaskSpec
 from metarl.fewshot.gradient import GradientLearner
+from metarl.plain import check_count
 from metarl.updates import inner_step
-from metarl.updates.base import check_count
 
 
 class Reptile(GradientLearner):

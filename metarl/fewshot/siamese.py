@@ -33,7 +33,7 @@ def componentwise(x: Tensor, y: Tensor) -> Tensor:
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean distances `[N, Q, S, 1]` of the rows of `x [N, Q, F]` and `y [N, S, F]`."""
-    return torch.cdist(x, y)[..., None]
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")[..., None]
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

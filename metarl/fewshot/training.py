@@ -21,6 +21,10 @@ from metarl.outer_loop import OuterLoop
 from metarl.schedules import geometric, set_learning_rate
 from metarl.seeding import spawn
 
+PATIENCE = 100
+"""Iterations in a row without a finite gradient, after which training stops."""
+HINT = "try a smaller learning_rate, or a smaller rate where the learner has one"
+
 
 @dataclass(frozen=True)
 class FewShotTrainingConfig:
@@ -83,12 +87,13 @@ class FewShotTraining(OuterLoop):
         self.config = dataclasses.replace(config or FewShotTrainingConfig(), **hyperparameters)
         if not learner.trained:
             raise ValueError(f"learner must be one that is trained over tasks, but {type(learner).__name__} is not")
+        learner.check_fits(source.spec, training=True)
         self._asked = _Losses(learner)
-        self._params = dict(self._asked.named_parameters())
+        self._params = {name: value for name, value in self._asked.named_parameters() if value.requires_grad}
+        self._detached = {name: parameter.detach() for name, parameter in self._params.items()}
         self.optimizer = torch.optim.Adam(self._params.values(), lr=self.config.learning_rate, fused=True)
-        if self.config.compile:
-            learner.functional = True
         self._stream = None
+        self._skipped = 0
 
     def learn(self, *arguments: Any, **options: Any) -> Self:
         """As in the base class."""
@@ -101,46 +106,58 @@ class FewShotTraining(OuterLoop):
         config = self.config
         if self._stream is None:
             self._stream = self.source.stream("train", config.batch, self.seed, self.num_timesteps, self.workers)
-        episodes = next(self._stream)
+        episodes = next(self._stream).to(self.learner.like)
         rate = geometric(config.learning_rate, config.final_learning_rate, self.progress)
         set_learning_rate(self.optimizer, rate)
         if not self.learner.training:
             self.learner.train()
-        self.optimizer.zero_grad()
         with self._own_randomness():
-            losses = self._backward(episodes)
+            losses, norm = self._backward(episodes)
         loss = losses.mean().item()
         if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is not finite in episode {self.num_timesteps + int((~losses.isfinite()).nonzero()[0])}: "
-                "try a smaller learning_rate, or a smaller rate where the learner has one"
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self._params.values(), config.max_grad_norm).item()
-        if math.isfinite(norm):  # otherwise nothing is known about where to go
+            episode = self.num_timesteps + int((~losses.isfinite()).nonzero()[0])
+            raise ValueError(f"the loss is not finite in episode {episode}: {HINT}")
+        if math.isfinite(norm := norm.item()):  # otherwise nothing is known about where to go
             self.optimizer.step()
+            self._skipped = -1
+        self._skipped += 1
+        if self._skipped == PATIENCE:
+            raise ValueError(f"gradients were not finite {PATIENCE} times, up to episode {self.num_timesteps}: {HINT}")
         self.num_timesteps += config.batch
         return {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm}
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
-        # nothing about the learner changes while it is trained, so nothing of it need be looked at before each call
-        options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe, "fallback_random": True}
+        if hasattr(self.learner, "functional"):
+            self.learner.functional = True
+        # shapes and the learner stay as they are while it is trained: nothing need be looked at before each call
+        options = {
+            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+            "fallback_random": True,
+            "cpp_wrapper": True,  # calls from one kernel to the next in C++, too: in small networks they cost as much
+        }
         # a copy of the code: PyTorch keeps by it what it compiled, and would take that for the next learner too
         own = FunctionType(meta_gradient.__code__.replace(), globals())
-        return torch.compile(own, dynamic=False, options=options)
+        return torch.compile(own, dynamic=False, fullgraph=True, options=options)
 
-    def _backward(self, episodes: Episodes) -> Tensor:
-        """Give the parameters their gradients of the mean loss; returns the losses `[N]`."""
-        if not self.config.compile:
-            losses = self.learner.losses(episodes, self.config.transductive)
+    def _backward(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Give the parameters their gradients of the mean loss, clipped; the losses `[N]`, and the norm before."""
+        config = self.config
+        if not config.compile:
+            self.optimizer.zero_grad()
+            losses = self.learner.losses(episodes, config.transductive)
             losses.mean().backward()
-            return losses.detach()
-        with torch.no_grad():
-            detached = {name: parameter.detach() for name, parameter in self._params.items()}
-            gradients, losses = self._compiled(self._asked, detached, episodes, self.config.transductive)
+            return losses.detach(), torch.nn.utils.clip_grad_norm_(self._params.values(), config.max_grad_norm)
+        try:
+            with torch.no_grad():
+                gradients, losses, norm = self._compiled(
+                    self._asked, self._detached, episodes, config.transductive, config.max_grad_norm
+                )
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ValueError(f"compile must be false: PyTorch cannot compile {type(self.learner).__name__}") from error
         for name, gradient in gradients.items():
             self._params[name].grad = gradient
-        return losses
+        return losses, norm
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
@@ -200,9 +217,9 @@ class _Losses(nn.Module):
 
 
 def meta_gradient(
-    losses: _Losses, params: dict[str, Tensor], episodes: Episodes, transductive: bool
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients of the mean loss by `params`, put in the places of its own; and the losses `[N]`.
+    losses: _Losses, params: dict[str, Tensor], episodes: Episodes, transductive: bool, max_grad_norm: float
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Gradients of the mean loss by `params`, put in the places of its own, clipped; the losses `[N]`; the norm before.
 
     All in one function of tensors: compiled, it is faster than a compiled forward with a compiled backward.
     """
@@ -211,4 +228,7 @@ def meta_gradient(
         found = functional_call(losses, params, (episodes, transductive))
         return found.mean(), found
 
-    return torch.func.grad(mean_loss, has_aux=True)(params)
+    gradients, found = torch.func.grad(mean_loss, has_aux=True)(params)
+    norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+    scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as in `torch.nn.utils.clip_grad_norm_`
+    return {name: scale * gradient for name, gradient in gradients.items()}, found, norm

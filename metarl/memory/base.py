@@ -98,14 +98,6 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
-def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
-    """`value` if it is an integer from `least` to `most`, else a `ValueError`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        bound = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be an integer {bound}, got {value!r}")
-    return value
-
-
 def check_slice(name: str, ends: Sequence[int], size: int) -> slice:
     """`ends = (start, stop)` as a slice of `size` features, else a `ValueError`."""
     whole = isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) is int for end in ends)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.memory.base import SPAN, State, StepCore, check_count, check_flag, name_heads
+from metarl.memory.base import SPAN, State, StepCore, check_flag, name_heads
 from metarl.memory.lstm import LSTMCore
+from metarl.plain import check_count
 
 EPSILON = 1e-6
 

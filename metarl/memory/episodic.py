@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from metarl.memory.base import SPAN, MemoryCore, State, check_count, check_flag, check_slice, check_span, clear
+from metarl.memory.base import SPAN, MemoryCore, State, check_flag, check_slice, check_span, clear
+from metarl.plain import check_count
 
 EPSILON = 1e-6
 

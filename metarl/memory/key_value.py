@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metarl.memory.attention import WindowCore, attend, extend, keep, plan, steps_before
-from metarl.memory.base import State, check_count
+from metarl.memory.base import State
+from metarl.plain import check_count
 
 
 class KeyValueCore(WindowCore):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from metarl.memory.base import State, StepCore, check_count, check_flag, name_heads
+from metarl.memory.base import State, StepCore, check_flag, name_heads
 from metarl.memory.ntm import EMPTY, control, controller, cosine
+from metarl.plain import check_count
 
 FIRST_USAGE = 0.01
 """Of the last slot, at the start."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.memory.base import State, StepCore, check_count, check_flag, name_heads
+from metarl.memory.base import State, StepCore, check_flag, name_heads
+from metarl.plain import check_count
 
 EMPTY = 1e-6
 """What every cell of the memory holds at the start."""

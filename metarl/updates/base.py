@@ -136,10 +136,3 @@ def check_positive(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be above 0, got {value!r}")
     return float(value)
-
-
-def check_count(name: str, value: int) -> int:
-    """`value`; a `ValueError` unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
-    return value

@@ -25,7 +25,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metarl.updates.base import Coordinatewise, check_count, check_positive, columns
+from metarl.plain import check_count
+from metarl.updates.base import Coordinatewise, check_positive, columns
 from metarl.updates.recurrent import LSTM, Linear, log_and_sign
 
 

@@ -16,7 +16,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metarl.updates.base import Coordinatewise, check_count, check_positive
+from metarl.plain import check_count
+from metarl.updates.base import Coordinatewise, check_positive
 from metarl.updates.hand_made import Adam
 from metarl.updates.recurrent import LSTM, Linear, log_and_sign
 

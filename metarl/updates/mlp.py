@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from metarl.updates.base import Coordinatewise, check_count, check_decay, check_positive, columns
+from metarl.plain import check_count
+from metarl.updates.base import Coordinatewise, check_decay, check_positive, columns
 from metarl.updates.hand_made import square
 from metarl.updates.mlp_in_place import InPlace
 

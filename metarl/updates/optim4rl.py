@@ -23,7 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metarl.updates.base import Coordinatewise, check_count
+from metarl.plain import check_count
+from metarl.updates.base import Coordinatewise
 from metarl.updates.hand_made import Adam
 from metarl.updates.recurrent import GRU, Linear
 

@@ -51,7 +51,8 @@ def check_tasks_are_apart(learner):
     assert losses.shape == (3,)
     for n in range(3):
         alone = Episodes(*(part[n : n + 1] for part in data))
-        torch.testing.assert_close(losses[n : n + 1], learner.losses(alone))
+        if not learner.draws:
+            torch.testing.assert_close(losses[n : n + 1], learner.losses(alone))
         for transductive in (False, True):
             outputs = learner.answer(kept, data.query_x, transductive)
             assert outputs.shape == (3, data.query_x.shape[1], learner.spec.outputs)

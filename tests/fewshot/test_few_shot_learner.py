@@ -128,7 +128,7 @@ SHAPE = r"support_x must have the shape \(M, 4\), M > 0, got "
         (MAML, X, [0, 1, 2], r"support_y must be as many as support_x \(4\), got 3"),
         (MAML, X, [0, 1, 3, 1], "support_y must be labels from 0 to 2, got 0 to 3"),
         (MAML, X, [0, -1, 2, 1], "support_y must be labels from 0 to 2, got -1 to 2"),
-        (PrototypicalNetwork, X, [0, 0, 2, 0], "support_y must be labels from 0 to 1, got 0 to 2"),
+        (PrototypicalNetwork, X, [0, 0, 2, 0], "support_y must have an example of every class, but none has label 1"),
         (
             MAML,
             X,

@@ -126,7 +126,7 @@ def test_sparsity_makes_weights_small():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(codes=0), "codes must be at least 1, got 0"),
+        (dict(codes=0), "codes must be an integer of at least 1, got 0"),
         (dict(layers=(4, 0)), r"layers must be sizes of at least 1, got \(4, 0\)"),
         (dict(layers=()), r"layers must be sizes of at least 1, got \(\)"),
         (dict(alpha=-1.0), "alpha must be at least 0, got -1.0"),

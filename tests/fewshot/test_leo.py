@@ -223,9 +223,9 @@ def test_a_task_that_diverges_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(codes=0), "codes must be at least 1, got 0"),
-        (dict(steps=0), "steps must be at least 1, got 0"),
-        (dict(tune_steps=0), "tune_steps must be at least 1, got 0"),
+        (dict(codes=0), "codes must be an integer of at least 1, got 0"),
+        (dict(steps=0), "steps must be an integer of at least 1, got 0"),
+        (dict(tune_steps=0), "tune_steps must be an integer of at least 1, got 0"),
         (dict(rate=0.0), "rate must be above 0, got 0.0"),
         (dict(tune_rate=-1.0), "tune_rate must be above 0, got -1.0"),
         (dict(kl=-1.0), "kl must be at least 0, got -1.0"),

@@ -155,10 +155,24 @@ def test_it_learns_regression():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(fce=True, steps=0), "steps must be at least 1, got 0"),
+        (dict(fce=True, steps=0), "steps must be an integer of at least 1, got 0"),
         (dict(temperature=0.0), "temperature must be above 0, got 0.0"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         MatchingNetwork(VECTORS, **options)
+
+
+def test_with_full_context_support_sets_are_shuffled_in_training():
+    learner, data = make(VECTORS, fce=True), episodes(VECTORS)
+    torch.manual_seed(3)
+    losses = learner.losses(data)
+    torch.manual_seed(3)
+    shuffled = data.shuffled()
+    assert not torch.equal(shuffled.support_y, data.support_y)
+    for n in range(3):  # the same examples with their labels
+        rows = [sorted(zip(e.support_y[n].tolist(), e.support_x[n].tolist(), strict=True)) for e in (data, shuffled)]
+        assert rows[0] == rows[1]
+    torch.testing.assert_close(losses, learner.task_losses(learner(*shuffled[:3]), data.query_y))
+    assert not make(VECTORS).draws

@@ -179,5 +179,5 @@ def test_it_learns_curves():
 
 
 def test_size_out_of_range():
-    with pytest.raises(ValueError, match=r"^size must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^size must be an integer of at least 1, got 0$"):
         MetaNetwork(POINTS, 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metarl.memory import CORES, clear
-from metarl.memory.base import check_count
+from metarl.plain import check_count
 
 T, B, INPUT, SIZE = 13, 70, 5, 8  # B spans several chunks of rows
 

@@ -91,7 +91,7 @@ def test_meta_gradients_weights_rows_and_rate(options):
     ("options", "message"),
     [
         (dict(p=-1.0), "p must be above 0, got -1.0"),
-        (dict(hidden=0), "hidden must be at least 1, got 0"),
+        (dict(hidden=0), "hidden must be an integer of at least 1, got 0"),
         (dict(input_bias=float("nan")), "input_bias must be finite, got nan"),
         (dict(forget_bias="large"), "forget_bias must be finite, got 'large'"),
     ],

@@ -130,8 +130,8 @@ def test_weights_rows_and_rate(name):
         (dict(base="sgd"), "base must be adam or None, got 'sgd'"),
         (dict(p=0.0), "p must be above 0, got 0.0"),
         (dict(scale=-1.0), "scale must be above 0, got -1.0"),
-        (dict(hidden=0), "hidden must be at least 1, got 0"),
-        (dict(layers=0), "layers must be at least 1, got 0"),
+        (dict(hidden=0), "hidden must be an integer of at least 1, got 0"),
+        (dict(layers=0), "layers must be an integer of at least 1, got 0"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -255,8 +255,8 @@ def test_a_call_is_an_update():
     [
         (dict(base="rmsprop"), "base must be one of adam, nesterov, momentum, sgd, got 'rmsprop'"),
         (dict(hidden=()), r"hidden must be sizes of layers, got \(\)"),
-        (dict(hidden=(8, 0)), "hidden must be at least 1, got 0"),
-        (dict(hidden=(8, 2.5)), "hidden must be at least 1, got 2.5"),
+        (dict(hidden=(8, 0)), "hidden must be an integer of at least 1, got 0"),
+        (dict(hidden=(8, 2.5)), "hidden must be an integer of at least 1, got 2.5"),
         (dict(momentum=0.0), "momentum must be above 0 and below 1, got 0.0"),
         (dict(decays=[0.5, 1.0]), "decays must be at least 0 and below 1, got 1.0"),
         (dict(square_decay="slow"), "square_decay must be at least 0 and below 1, got 'slow'"),

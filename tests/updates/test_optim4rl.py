@@ -140,8 +140,8 @@ def test_they_go_on_from_a_state_in_the_middle():
     ("options", "message"),
     [
         (dict(base="nesterov"), "base must be adam or None, got 'nesterov'"),
-        (dict(hidden=0), "hidden must be at least 1, got 0"),
-        (dict(width=-3), "width must be at least 1, got -3"),
+        (dict(hidden=0), "hidden must be an integer of at least 1, got 0"),
+        (dict(width=-3), "width must be an integer of at least 1, got -3"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -11,7 +11,7 @@ that. Numbers are computed in double precision and given in single.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,18 +55,19 @@ class Curves(EpisodeSource):
         """`y [N, M]` of `N` curves at `x [N, M]`; `drawn`: their parameters `[N, 1]`, in the order of `ranges`."""
         raise NotImplementedError
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """The random numbers of one episode: those of `ranges`, and of `x`, from 0 to 1; then what else `curve` is given."""
-        return rng.random(len(self.ranges) + self.shots + self.queries)
+    def draw(self, rngs: Iterable[np.random.Generator]) -> np.ndarray:
+        """The random numbers of episodes `[N, R]`: of `ranges` and of `x`, from 0 to 1; then what else `curve` is given."""
+        size = len(self.ranges) + self.shots + self.queries
+        return np.array([rng.random(size) for rng in rngs])
 
     def episode(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """As in the base class."""
-        return tuple(part[0] for part in self._arrays(split, self.draw(rng)[None]))
+        return tuple(part[0] for part in self._arrays(split, self.draw([rng])))
 
     def episodes(self, split: str, indices: Sequence[int], seed: int = 0) -> Episodes:
         """As in the base class, but the arithmetic is done for all episodes at once."""
         check_known(f"split {split!r}", split, self.splits)
-        random = np.stack([self.draw(rng) for rng in episode_rngs(seed, split, indices)])
+        random = self.draw(episode_rngs(seed, split, indices))
         return Episodes(*map(torch.from_numpy, self._arrays(split, random)))
 
     def _arrays(self, split: str, random: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -126,9 +127,11 @@ class GaussianProcessCurves(Curves):
         if not 1e-4 <= self.noise < math.inf:
             raise ValueError(f"noise must be finite and at least 0.0001, got {self.noise}")
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, rngs: Iterable[np.random.Generator]) -> np.ndarray:
         """As in the base class, and a standard normal number for each point."""
-        return np.concatenate([super().draw(rng), rng.standard_normal(self.shots + self.queries)])
+        points = self.shots + self.queries
+        size = len(self.ranges) + points
+        return np.array([np.concatenate([rng.random(size), rng.standard_normal(points)]) for rng in rngs])
 
     def curve(self, x: np.ndarray, amplitude: np.ndarray, length_scale: np.ndarray, normal: np.ndarray) -> np.ndarray:
         """As in the base class; `normal [N, M]` becomes `y` by the covariance's Cholesky factor."""
