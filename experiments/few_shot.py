@@ -3,12 +3,14 @@
     python experiments/few_shot.py glyphs-5w1s
     python experiments/few_shot.py sinusoids --learners maml meta_sgd --seeds 0 1 2
 
-Problems and what differs between learners are below. Every learner is trained for as many episodes, chosen for minutes, and
-scored at the end of training on the same 1,000 test episodes. Runs live in `runs/few_shot/PROBLEM-LEARNER-seedS` and are
+Problems and what differs between learners are below. Learners are trained for as many episodes, chosen for minutes, and
+scored at the end of training on the same 1,000 test episodes. What was trained on one shot is scored with five as well, and
+on 20 ways where the learner takes any number. Runs live in `runs/few_shot/PROBLEM-LEARNER-seedS` and are
 continued there. Result: `experiments/results/fewshot-PROBLEM.json`, a row for each learner and seed.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +23,15 @@ from reproduce import RESULTS, train_run
 from metarl.checkpoint import write_atomically
 from metarl.evaluation.few_shot import FewShotScores
 from metarl.fewshot import FewShotConfig, evaluate_learner, make_learner
+from metarl.fewshot.learners import LEARNERS
 from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
 from metarl.training import load_few_shot_run
 from metarl.updates import Diverged
 
 RUNS = Path("runs/few_shot")
 EPISODES = 1_000
+SUMS = ("relation",)
+"""Learners that add up what they make of examples: with more of them it is larger than what they know."""
 INSTANCES = 10
 """Of each class, in sequences that are scored by how often a class has come."""
 
@@ -39,6 +44,7 @@ class FewShotProblem:
         settings: of all, fields of `FewShotConfig`.
         learners: those compared, with their own settings on top.
         untrained: learners that nothing is learned for.
+        trained_on: the problem whose runs are scored here, where a learner can do with these tasks what it learned in those.
         steps: gradient steps after which gradient learners are scored too.
     """
 
@@ -47,6 +53,7 @@ class FewShotProblem:
     untrained: Sequence[str] = ("nearest_neighbour", "from_scratch")
     steps: Sequence[int] = ()
     queries: int = 15
+    trained_on: str | None = None
 
     def config(self, learner: str, seed: int) -> FewShotConfig:
         """The training of one learner."""
@@ -77,7 +84,14 @@ def curves(shots: int) -> FewShotProblem:
     return FewShotProblem(settings, learners, steps=(0, 1, 2, 3, 5, 10), queries=100)
 
 
-def pictures(ways: int, shots: int, dataset: str = "glyphs", episodes: int = 8_000, **settings: Any) -> FewShotProblem:
+def pictures(
+    ways: int,
+    shots: int,
+    dataset: str = "glyphs",
+    episodes: int = 8_000,
+    trained_on: str | None = None,
+    **settings: Any,
+) -> FewShotProblem:
     """Every learner of classes, with the same network up to the last layer and as many episodes."""
     kwargs: dict[str, Mapping[str, Any]] = {
         "maml": {"rate": 0.4, "test_steps": 3},
@@ -109,7 +123,7 @@ def pictures(ways: int, shots: int, dataset: str = "glyphs", episodes: int = 8_0
         }
         for name, options in kwargs.items()
     }
-    return FewShotProblem(shared, learners)
+    return FewShotProblem(shared, learners, trained_on=trained_on)
 
 
 GLYPHS = {"dataset_kwargs": {"fonts": "noto"}}
@@ -118,8 +132,8 @@ PROBLEMS = {
     "sinusoids": curves(5),
     "sinusoids-10": curves(10),
     "glyphs-5w1s": pictures(5, 1, **GLYPHS),
-    "glyphs-5w5s": pictures(5, 5, **GLYPHS),
-    "glyphs-20w1s": pictures(20, 1, **GLYPHS),
+    "glyphs-5w5s": pictures(5, 5, trained_on="glyphs-5w1s", **GLYPHS),
+    "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", **GLYPHS),
     "digits-5w1s": pictures(5, 1, "digits", dataset_kwargs={"rotations": True}),
     "fortunes-5w1s": pictures(5, 1, "fortunes"),
 }
@@ -137,18 +151,30 @@ def row(scores: FewShotScores, **facts: Any) -> dict[str, Any]:
     }
 
 
-def measure(problem: FewShotProblem, learner: str, seed: int, folder: Path) -> dict[str, Any]:
+def trained_on(name: str, learner: str) -> str:
+    """The problem whose run is scored on the problem `name`."""
+    other = PROBLEMS[name].trained_on
+    if other is None:
+        return name
+    ways, shots = ({PROBLEMS[one].settings[size] for one in (name, other)} for size in ("ways", "shots"))
+    fits = (len(ways) == 1 or LEARNERS[learner].any_ways) and (len(shots) == 1 or learner not in SUMS)
+    return other if fits else name
+
+
+def measure(name: str, learner: str, seed: int) -> dict[str, Any]:
     """Train, or go on, and score."""
     torch.set_num_threads(1)
+    problem, home = PROBLEMS[name], trained_on(name, learner)
+    source = FewShotConfig(**problem.settings).source
     if learner in problem.untrained:
-        config = FewShotConfig(**problem.settings)
-        model, trained = make_learner(learner, config.source.spec, seed=seed), {"training_episodes": 0, "seconds": 0.0}
+        model, trained = make_learner(learner, source.spec, seed=seed), {"training_episodes": 0, "seconds": 0.0}
     else:
-        config = problem.config(learner, seed)
+        config, folder = PROBLEMS[home].config(learner, seed), RUNS / f"{home}-{learner}-seed{seed}"
         _, seconds = train_run(config, folder)
         model, trained = load_few_shot_run(folder), {"training_episodes": config.total_timesteps, "seconds": seconds}
+        trained["trained_on"] = home
     steps = problem.steps if hasattr(model, "test_steps") else ()
-    source = config.source_with(queries=problem.queries)
+    source = source.resized(queries=problem.queries)
     try:
         scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, steps=steps)
     except Diverged as error:  # what is trained for one step need not stand ten
@@ -157,10 +183,10 @@ def measure(problem: FewShotProblem, learner: str, seed: int, folder: Path) -> d
     facts = {
         "seed": seed,
         **trained,
-        "cost": scores.cost._asdict() if hasattr(scores.cost, "_asdict") else vars(scores.cost),
+        "cost": dataclasses.asdict(scores.cost),
     }
     if isinstance(model, MemoryLearner) and model.late_labels and source.spec.classification:
-        batches = config.source_with(queries=INSTANCES - source.shots).stream("test", 20, stop=EPISODES)
+        batches = source.resized(queries=INSTANCES - source.shots).stream("test", 20, stop=EPISODES)
         generator = torch.Generator().manual_seed(0)
         by_batch = [accuracy_by_instance(model, batch, generator) for batch in batches]
         facts["by_instance"] = torch.stack(by_batch).mean(0).tolist()
@@ -179,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in options.seeds:
         for learner in options.learners or [*problem.untrained, *problem.learners]:
             print(f"{options.problem}, {learner}, seed {seed}", flush=True)
-            found = measure(problem, learner, seed, RUNS / f"{options.problem}-{learner}-seed{seed}")
+            found = measure(options.problem, learner, seed)
             rows = json.loads(path.read_text()) if path.exists() else []
             rows = [one for one in rows if (one["learner"], one["seed"]) != (learner, seed)] + [found]
             rows.sort(key=lambda one: (one["learner"], one["seed"]))

@@ -3,26 +3,29 @@
 import csv
 import dataclasses
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from metarl import training
 from metarl.commands import train_in_new_folder
+from metarl.evaluation.few_shot_report import FewShotReport
 from metarl.evaluation.report import text_table
 from metarl.fewshot.config import FewShotConfig, FewShotEvaluation
-from metarl.fewshot.datasets import describe
+from metarl.fewshot.datasets import describe, describe_options
 from metarl.fewshot.datasets.own import read_queries, read_support
 from metarl.fewshot.datasets.table import number
 from metarl.fewshot.learners import LEARNERS
 from metarl.fewshot.training import FewShotTrainingConfig
 from metarl.options import parse_known_options, parse_options, preset_names, preset_path
 from metarl.plain import check_known, first_sentence, shallow
+from metarl.run_config import from_values
+from metarl.yaml_text import read_yaml
 
 _HELP = {"-h", "--help"}
 PRESETS = "fewshot-"
@@ -47,6 +50,7 @@ def fewshot(args: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Start:
+    dataset: Annotated[str | None, arg(aliases=["--data"])] = None
     preset: Annotated[str | None, arg(aliases=["--config"])] = None
 
 
@@ -59,14 +63,20 @@ def train(args: list[str]) -> None:
         print("\ndata sets:")
         print("\n".join(f"  {name:<18} {sentence}" for name, sentence in describe()))
         print(f"\npresets: {', '.join(name for name in preset_names() if name.startswith(PRESETS))}")
-        print("\nOptions: metarl fewshot train LEARNER --help")
+        print("\nOptions, those of a data set included: metarl fewshot train LEARNER --dataset NAME --help")
         return
     check_known(f"learner {learner!r}", learner, LEARNERS)
     prog = f"metarl fewshot train {learner}"
     start, _ = parse_known_options(_Start, args, prog=prog)
-    preset = None if start.preset is None else FewShotConfig.from_yaml(preset_path(start.preset))
+    preset = None
+    if start.preset is not None:
+        path = preset_path(start.preset)
+        preset = from_values(FewShotConfig, {**read_yaml(path), "data_hash": None}, path)  # the data may be others by now
     if preset is not None and preset.learner != learner:
         raise ValueError(f"learner must be {preset.learner} with --preset {start.preset}, got {learner}")
+
+    data = start.dataset or (preset or FewShotConfig).dataset
+    known = "".join(f"\n- {name}: {sentence}" for name, sentence in describe_options(data))
 
     @dataclass(frozen=True, kw_only=True)
     class TrainOptions(FewShotConfig):
@@ -80,6 +90,10 @@ def train(args: list[str]) -> None:
         dataset: Annotated[str, arg(aliases=["--data"])] = FewShotConfig.dataset
         """Name of a data set (`metarl fewshot train --help` lists them), or path of a folder of pictures by class or of
         a CSV file with a column "label"."""
+        dataset_kwargs: Annotated[
+            Mapping[str, Any], arg(help=f"Parameters of the data set; those of {data}:{known or ' none.'}")
+        ] = field(default_factory=dict)
+        data_hash: Suppress[str | None] = None
         hyperparameters: OmitArgPrefixes[FewShotTrainingConfig] = field(default_factory=FewShotTrainingConfig)
         evaluation: FewShotEvaluation = field(default_factory=FewShotEvaluation)
         preset: Annotated[str | None, arg(aliases=["--config"])] = None
@@ -111,8 +125,8 @@ def evaluate(args: list[str]) -> None:
     class EvaluateOptions(FewShotEvaluation):
         """Measure a run on episodes of new classes or functions, beside baselines. The run's config holds the defaults.
 
-        Writes fewshot.csv, fewshot.png, fewshot.npz and fewshot.html into the run folder; for splits other than test, and
-        other ways or shots than in training, they are named so.
+        Writes fewshot.csv, fewshot.png, fewshot.npz and fewshot.html into the run folder. For other episodes than the run's
+        config says, what differs is in the names: fewshot_ood_5-shot_100-episodes.csv. Files of the same name are replaced.
         """
 
         run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -124,18 +138,16 @@ def evaluate(args: list[str]) -> None:
     run = parse_options(EvaluateOptions, args, prog=prog).run
     default = EvaluateOptions(run=run, **shallow(training.few_shot_config(run).evaluation))
     options = shallow(parse_options(EvaluateOptions, args, prog=prog, default=default))
-    scores, file = training.evaluate_few_shot_run(options.pop("run"), **options)
-    print(f"\n{scores.table()}\n")
-    for table in scores.further_tables():
-        print(f"{text_table(*table)}\n")
-    print(f"Picture: {file.with_suffix('.png')}\nPage:    {file.with_suffix('.html')}\nNumbers: {file.with_suffix('.csv')}")
+    _show(*training.evaluate_few_shot_run(options.pop("run"), **options))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(FewShotEvaluation):
     """Put runs side by side on the same episodes, the first against each other one, episode by episode.
 
-    Runs that were not so evaluated yet are evaluated first. The config of the first holds the defaults.
+    Runs that were not so evaluated yet are evaluated first, which leaves the files of `metarl fewshot evaluate` as they are:
+    what was found is kept beside them in fewshot_compared.npz. The config of the first run holds the defaults, and makes
+    the references.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN [RUN ...]")]
@@ -154,13 +166,20 @@ def compare(args: list[str]) -> None:
         raise ValueError(f"runs must be at least 2 run folders, got {len(runs)}")
     default = CompareOptions(runs=runs, **shallow(training.few_shot_config(runs[0]).evaluation))
     options = shallow(parse_options(CompareOptions, args, prog=prog, default=default))
-    runs, out = options.pop("runs"), options.pop("out")
+    runs, file = options.pop("runs"), options.pop("out") / "comparison.csv"
     comparison = training.compare_few_shot_runs(runs, **options)
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / f"comparison.{suffix}" for suffix in ("png", "html", "csv")]
-    for save, file in zip((comparison.plot, comparison.save_html, comparison.save_csv), files, strict=True):
-        save(file)
-    print(f"\n{comparison.table()}\n\nPicture: {files[0]}\nPage:    {files[1]}\nNumbers: {files[2]}")
+    comparison.save_csv(file)
+    comparison.plot(file.with_suffix(".png"))
+    comparison.save_html(file.with_suffix(".html"))
+    _show(comparison, file)
+
+
+def _show(report: FewShotReport, file: Path) -> None:
+    """Print the tables, and where they and the picture lie."""
+    print(f"\n{report.first.subject}\n\n{report.table()}\n")
+    for table in report.further_tables():
+        print(f"{text_table(*table)}\n")
+    print(f"Picture: {file.with_suffix('.png')}\nPage:    {file.with_suffix('.html')}\nNumbers: {file}")
 
 
 # -- predict -----------------------------------------------------------------------------------------------------------
@@ -195,8 +214,10 @@ def predict(args: list[str]) -> None:
     source = training.few_shot_config(options.run).source
     learner = training.load_few_shot_run(options.run)
     reading = {"label": options.label, "text": options.text, "invert": options.invert}
-    support, labels = read_support(options.support, source, **reading)
-    queries, names = read_queries(options.query, source, **reading)
+    with _naming("--support"):
+        support, labels = read_support(options.support, source, **reading)
+    with _naming("--query"):
+        queries, names = read_queries(options.query, source, **reading)
     if source.spec.classification:
         classes, targets = np.unique(labels, return_inverse=True)
         if len(classes) > (ways := source.spec.outputs) and not learner.any_ways:
@@ -207,9 +228,19 @@ def predict(args: list[str]) -> None:
     # a learner made for more classes may prefer one of those that there are no examples of
     answers = answers[:, 0] if classes is None else classes[answers[:, : len(classes)].argmax(1)]
     with open(options.out, "w", newline="") if options.out else nullcontext(sys.stdout) as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["query", options.label])
         writer.writerows(zip(names, answers, strict=True))
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Errors about a path name the option that it is of."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(option + (message[4:] if message.startswith("path ") else f": {message}")) from error
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {made.__name__: made for made in (train, evaluate, compare, predict)}

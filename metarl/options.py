@@ -108,7 +108,9 @@ def _one_line(box: str) -> str:
     problem = " ".join(parts[0]).removesuffix(" (required)") if parts else title
     if problem.startswith("Unrecognized"):
         meant = [line.split()[0].rstrip(",") for part in parts[1:] for line in part if line.startswith("--")]
-        return f"unknown options: {problem.partition(': ')[2]}" + (f"; did you mean {meant[0]}?" if meant else "")
+        unknown = problem.partition(": ")[2]
+        meant.sort(key=lambda option: ("." in option) != ("." in unknown.split(",")[0]))  # of equally near ones, the like
+        return f"unknown options: {unknown}" + (f"; did you mean {meant[0]}?" if meant else "")
     problem = re.sub(r"^Error parsing (--\S+: |\S+: )", lambda m: m[1] if m[1].startswith("--") else "", problem)
     return problem[:1].lower() + problem[1:]
 

@@ -83,7 +83,7 @@ def from_values(cls: type[T], values: Mapping[str, Any], path: str | Path) -> T:
     algorithm = values.get("algorithm")
     kind = CONFIGS.get(algorithm, cls) if isinstance(algorithm, str) else cls
     if kind.commands != cls.commands:
-        raise ValueError(f"{path}: algorithm is {algorithm}: use `{kind.commands} ...`")
+        raise ValueError(f"{path}: algorithm is {algorithm}: use a command of `{kind.commands}`, not of `{cls.commands}`")
     if kind is not cls:
         raise ValueError(f"{path}: algorithm must be {', '.join(cls.algorithms)} here, got {algorithm}")
     try:

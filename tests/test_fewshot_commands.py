@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -161,6 +162,41 @@ def test_a_saved_config_is_a_preset(metarl, curves, tmp_path):
     assert f"learner must be maml with --preset {curves}/config.yaml, got protonet" in errors
 
 
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("glyphs", "Parameters of the data set; those of glyphs: - fonts: .* By default bundled. - examples: "),
+        ("texts", "Parameters of the data set; those of texts: - path: of the file. It must be given. - text: "),
+        ("sinusoids", "Parameters of the data set; those of sinusoids: none. "),
+        ("OWN/pictures", "Parameters of the data set; those of .*pictures: - size: "),
+    ],
+)
+def test_help_has_the_options_of_the_data_set(metarl, own, dataset, expected):
+    code, output, _ = metarl("fewshot", "train", "maml", "--data", dataset.replace("OWN", str(own)), "--help")
+    assert code == 0
+    assert re.search(expected, re.sub(r"[│\s]+", " ", output))
+    assert "data-hash" not in output
+
+
+def test_a_run_whose_data_changed_is_refused(metarl, tmp_path):
+    table = tmp_path / "own.csv"
+    rows = [f"{i % 9},{i % 7},{'abcd'[i % 4]}" for i in range(24)]
+    table.write_text("\n".join(["x,y,label", *rows]))
+    options = ["--ways", "2", "--queries", "2", "--dataset-kwargs", "{shares: [1, 0, 1]}", "--total-timesteps", "4"]
+    command = ["fewshot", "train", "protonet", "--data", table, *options]
+    assert metarl(*command, "--out", tmp_path / "run", QUIET)[0] == 0
+    predict = ["fewshot", "predict", tmp_path / "run", "--support", table, "--query", table]
+    assert metarl(*predict)[0] == 0
+    table.write_text("\n".join(["x,y,label", *rows, "3,3,d"]))
+    message = f"{table} has changed since the run was made, and the run cannot be used without its data: restore them, or"
+    for refused in (predict, ["fewshot", "evaluate", tmp_path / "run"], ["resume", tmp_path / "run"]):
+        code, _, errors = metarl(*refused)
+        assert (code, errors.count("\n")) == (2, 1)
+        assert errors.startswith(f"metarl: error: {tmp_path}/run/config.yaml: {message}")
+    again = ["fewshot", "train", "protonet", "--preset", tmp_path / "run/config.yaml", "--out", tmp_path / "again", QUIET]
+    assert metarl(*again)[0] == 0
+
+
 # -- evaluate ----------------------------------------------------------------------------------------------------------
 
 
@@ -181,23 +217,41 @@ def test_evaluate_writes_every_file_and_curves(metarl, curves):
     ]
     code, output, errors = metarl(*command, "--shot-curve", "1", "6")
     assert (code, errors) == (0, "")
+    assert output.startswith("\nsinusoids, test: 4-shot, 4 queries (n = 5 episodes)\n\n")
     for name in ("maml", "nearest_neighbour", "from_scratch"):
-        assert f"\n{name}" in output
+        assert output.count(f"\n{name}") >= 2
     for suffix in ("csv", "png", "html", "npz"):
-        assert (curves / f"fewshot.{suffix}").stat().st_size > 500
-    scores = FewShotScores.load(curves / "fewshot.npz")
+        assert (curves / f"fewshot_5-episodes.{suffix}").stat().st_size > 500
+    scores = FewShotScores.load(curves / "fewshot_5-episodes.npz")
     assert (scores.num_episodes, scores.shots, scores.training_episodes) == (5, 4, 24)
     assert (set(scores.by_step), set(scores.by_shot)) == ({0, 2}, {1, 6})
-    code, output, _ = metarl("fewshot", "evaluate", curves, "--split", "ood", "--shots", "7")
-    assert code == 0
-    assert (curves / "fewshot_ood_7-shot.csv").exists()
+    page = (curves / "fewshot_5-episodes.html").read_text()
+    configuration = yaml.safe_load(re.search(r"<h2>Configuration</h2>\s*<pre>(.*?)</pre>", page, re.DOTALL)[1])
+    assert configuration["learner_kwargs"] == {"hidden": [8]}
+    assert configuration["evaluation"]["episodes"] == 5  # as it was evaluated
+
+
+def test_names_of_files_hold_how_episodes_differ_from_those_of_the_config(metarl, curves):
+    for options, name in (
+        ([], "fewshot"),
+        (["--shots", "4", "--queries", "4", "--seed", "0", "--split", "test", "--episodes", "6"], "fewshot"),
+        (["--references", "nearest_neighbour", "--shot-curve", "2"], "fewshot"),
+        (["--split", "ood", "--shots", "7"], "fewshot_ood_7-shot"),
+        (["--queries", "3", "--episodes", "2", "--seed", "5"], "fewshot_3-query_2-episodes_seed-5"),
+    ):
+        code, output, _ = metarl("fewshot", "evaluate", curves, *options)
+        assert code == 0
+        assert output.endswith(f"Numbers: {curves}/{name}.csv\n")
+    scores = FewShotScores.load(curves / "fewshot_3-query_2-episodes_seed-5.npz")
+    assert (scores.queries, scores.num_episodes, scores.seed) == (3, 2, 5)
     assert FewShotScores.load(curves / "fewshot_ood_7-shot.npz").num_episodes == 6  # as the run's config says
 
 
 def test_other_ways_where_the_learner_takes_them(metarl, pictures):
     code, *_ = metarl("fewshot", "evaluate", pictures, "--ways", "3", "--shots", "2")
     assert code == 0
-    assert (pictures / "fewshot_3-way_2-shot.html").exists()
+    page = (pictures / "fewshot_3-way_2-shot.html").read_text()
+    assert "on pictures (size: 8, grayscale: True, shares: [1, 0, 1]), test: 3-way 2-shot" in page
     assert FewShotScores.load(pictures / "fewshot_3-way_2-shot.npz").outputs == 3
 
 
@@ -228,6 +282,15 @@ def test_bad_numbers_for_an_evaluation(metarl, curves, options, message):
     assert message in errors
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_gradient_steps_of_learners_that_take_none(metarl, pictures, command, tmp_path):
+    shutil.copytree(pictures, tmp_path / "other")
+    runs = [pictures, tmp_path / "other"][: 2 if command == "compare" else 1]
+    code, _, errors = metarl("fewshot", command, *runs, "--step-curve", "0", "5")
+    message = "--step-curve must be left out where no learner takes gradient steps, got 0 5"
+    assert (code, errors) == (2, f"metarl: error: {message}\n")
+
+
 # -- compare -----------------------------------------------------------------------------------------------------------
 
 
@@ -235,33 +298,57 @@ def test_compare_evaluates_what_is_not_up_to_date(metarl, tmp_path):
     for name, learner in (("first", "maml"), ("second", "averaging")):
         train(FewShotConfig(**CURVES | {"learner": learner}), tmp_path / name, progress_bar=False)
     runs = [tmp_path / "first", tmp_path / "second"]
-    npz = runs[0] / "fewshot.npz"
+
+    def files():
+        return {path: path.stat().st_mtime_ns for run in runs for path in run.glob("fewshot*")}
 
     def compared(*options):
-        before = npz.stat().st_mtime_ns if npz.exists() else 0
+        """What was printed, and whose evaluations are new."""
+        before = files()
         code, output, errors = metarl("fewshot", "compare", *runs, *options, "--out", tmp_path / "both", "--no-progress-bar")
         assert (code, errors) == (0, "")
-        assert "\nfirst" in output
-        assert "\nsecond" in output
-        return npz.stat().st_mtime_ns > before
+        new = {path for path, time in files().items() if before.get(path) != time}
+        assert {path.suffix for path in new} <= {".npz"}
+        return output, sorted(f"{path.parent.name}/{path.stem}" for path in new)
 
-    assert compared()
+    output, new = compared()
+    assert output.startswith("\nsinusoids, test: 4-shot, 4 queries (n = 6 episodes)\n\n")  # as the first config says
+    for name in runs:
+        assert f"\n{name.name} " in output
+    assert new == ["first/fewshot_compared", "second/fewshot_compared"]
     for suffix in ("csv", "png", "html"):
         assert (tmp_path / "both" / f"comparison.{suffix}").stat().st_size > 300
-    assert FewShotScores.load(npz).num_episodes == 6  # as the first run's config says
-    assert not compared()
-    assert compared("--queries", "3")
-    assert FewShotScores.load(npz).queries == 3
-    assert compared()  # with as many queries as in training, again
-    assert compared("--shot-curve", "1", "2")
-    assert not compared("--shot-curve", "2")
-    assert compared("--seed", "3")
-    assert compared("--step-curve", "1", "--references", "nearest_neighbour", "from_scratch", "--episodes", "3")
+    assert compared() == (output, [])
+    assert compared("--queries", "3")[1] == ["first/fewshot_3-query_compared", "second/fewshot_3-query_compared"]
+    assert compared() == (output, [])
+    # references are those of the first run, and no others than were asked for
+    for references in (["nearest_neighbour"], ["from_scratch"]):
+        shown, new = compared("--references", *references)
+        assert new == ["first/fewshot_compared"]
+        assert re.findall("nearest_neighbour|from_scratch", shown) == references
+    assert re.findall("nearest_neighbour|from_scratch", compared("--references")[0]) == []
+    # what `evaluate` found is made use of, and stays
+    for run in runs:
+        assert metarl("fewshot", "evaluate", run, "--seed", "3", "--shot-curve", "1", "2")[0] == 0
+    shown, new = compared("--seed", "3", "--shot-curve", "2")
+    assert new == []
+    assert re.search("^MSE by shots +2$", shown, re.MULTILINE)
+    assert "by shots" not in compared("--seed", "3")[0]
+    # steps are of the first run alone
+    shown, new = compared("--seed", "3", "--step-curve", "0", "1")
+    assert new == ["first/fewshot_seed-3_compared"]
+    assert re.search(r"^MSE by gradient steps +0 +1$", shown, re.MULTILINE)
+    # a run that has trained on
+    progress = runs[1] / "progress.json"
+    progress.write_text(progress.read_text().replace('"num_timesteps": 24', '"num_timesteps": 20'))
+    assert compared("--seed", "3")[1] == ["second/fewshot_seed-3_compared"]
 
 
 def test_what_cannot_be_compared(metarl, curves, pictures, tmp_path):
     code, _, errors = metarl("fewshot", "compare", curves)
     assert (code, errors) == (2, "metarl: error: runs must be at least 2 run folders, got 1\n")
+    code, _, errors = metarl("fewshot", "compare", curves, f"{curves}/../curves")
+    assert (code, errors) == (2, f"metarl: error: runs must be different ones, but {curves}/../curves is given twice\n")
     options = ["--episodes", "3", "--out", tmp_path / "both", "--no-progress-bar"]
     code, _, errors = metarl("fewshot", "compare", curves, pictures, *options)
     assert (code, errors.count("\n")) == (2, 1)
@@ -278,6 +365,7 @@ def test_predict_for_pictures_of_more_and_of_fewer_classes(metarl, pictures, own
     )
     assert (code, errors) == (0, "")
     answers = rows_of(output)
+    assert output.startswith("query,label\n0.png,c4\n1.png,c4\n")
     assert [row["query"] for row in answers] == [f"{i}.png" for i in range(8)]
     assert [row["label"] for row in answers] == ["c4"] * 8
     code, output, _ = metarl(
@@ -328,7 +416,7 @@ def test_answers_are_classes_that_there_are_examples_of(metarl, own, learner, tm
 
 
 def test_predict_for_texts(metarl, own, tmp_path):
-    options = "{path: %s, min_examples: 4, max_tokens: 6, shares: {train: 4, test: 2}}" % (own / "texts.csv")
+    options = "{path: %s, min_examples: 4, max_tokens: 6, shares: [4, 0, 2]}" % (own / "texts.csv")
     command = ["fewshot", "train", "protonet", "--dataset", "texts", "--dataset-kwargs", options]
     code, *_ = metarl(*command, "--ways", "2", "--queries", "3", "--total-timesteps", "8", "--out", tmp_path / "run", QUIET)
     assert code == 0
@@ -353,8 +441,14 @@ def test_predict_for_curves(metarl, curves, tmp_path):
     (tmp_path / "support.csv").write_text("x,y\n0,zero\n")
     code, _, errors = metarl(*command, "--label", "y")
     assert (code, errors) == (2, "metarl: error: y must be a finite number, got 'zero'\n")
+    (tmp_path / "support.csv").write_text("x,y\n0,0\n")
     code, _, errors = metarl(*command[:-1], tmp_path / "no.csv", "--label", "y")
-    assert (code, errors.count("\n")) == (2, 1)
+    message = f"--query must be a folder or a file, got {tmp_path}/no.csv, which does not exist"
+    assert (code, errors) == (2, f"metarl: error: {message}\n")
+    (tmp_path / "query.csv").write_text("x\none\n")
+    code, _, errors = metarl(*command, "--label", "y")
+    message = f"--query: {tmp_path}/query.csv: row 2, column x must be a finite number, got 'one'"
+    assert (code, errors) == (2, f"metarl: error: {message}\n")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -366,7 +460,7 @@ def test_predict_for_curves(metarl, curves, tmp_path):
         (["trian"], "command 'trian' is unknown (did you mean train?)"),
         (["train", "protonett"], "learner 'protonett' is unknown (did you mean protonet?)"),
         (["train", "from_scratch"], "learner must be one that is trained over tasks, but from_scratch is not"),
-        (["train", "relation", "--data", "sinusoids"], "RelationNetwork is for classification only, but the tasks are"),
+        (["train", "relation", "--data", "sinusoids"], "learner must be one for regression, as sinusoids is (maml, "),
         (["train", "protonet", "--data", "nowhere/at/all"], "dataset 'nowhere/at/all' is no file or folder"),
         (
             ["train", "protonet", "--data", "OWN/pictures"],
@@ -384,7 +478,9 @@ def test_predict_for_curves(metarl, curves, tmp_path):
         ),
         (["train", "maml", "--batch", "0"], "batch must be at least 1, got 0"),
         (["train", "maml", "--bath", "3"], "unknown options: --bath, 3; did you mean --batch?"),
-        (["train", "maml", "--preset", "gridnavi"], "gridnavi.yaml: algorithm is rl2: use `metarl ...`"),
+        (["train", "maml", "--way", "3"], "unknown options: --way, 3; did you mean --ways?"),
+        (["train", "maml", "--evaluation.way", "3"], "did you mean --evaluation.ways?"),
+        (["train", "maml", "--preset", "gridnavi"], "gridnavi.yaml: algorithm is rl2: use a command of `metarl`, not of"),
         (["train", "maml", "--preset", "no.yaml"], "--preset no.yaml: there is no such file"),
         (["evaluate", "OWN"], "is not a run folder: it has no config.yaml"),
         (["compare", "OWN", "OWN"], "is not a run folder: it has no config.yaml"),
@@ -413,7 +509,8 @@ def test_a_loss_that_is_not_finite_is_one_line(metarl, tmp_path):
 @pytest.mark.parametrize("arguments", [["evaluate", "RUN"], ["compare", "RUN", "RUN"], ["adapt", "RUN"]])
 def test_other_commands_name_those_for_few_shot_runs(metarl, curves, arguments):
     code, _, errors = metarl(*(part.replace("RUN", str(curves)) for part in arguments))
-    assert (code, errors) == (2, f"metarl: error: {curves}/config.yaml: algorithm is fewshot: use `metarl fewshot ...`\n")
+    message = "algorithm is fewshot: use a command of `metarl fewshot`, not of `metarl`"
+    assert (code, errors) == (2, f"metarl: error: {curves}/config.yaml: {message}\n")
 
 
 @pytest.mark.parametrize("arguments", [["evaluate"], ["predict", "--support", "x", "--query", "y"]])
@@ -421,4 +518,5 @@ def test_few_shot_commands_name_those_for_agents(metarl, arguments, tmp_path):
     config = TrainingConfig(env="metarl/BernoulliBandit-v0", policy_kwargs={"core_size": 4}, total_timesteps=1)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"algorithm": "rl2", "env": config.env}))
     code, _, errors = metarl("fewshot", *arguments, tmp_path)
-    assert (code, errors) == (2, f"metarl: error: {tmp_path}/config.yaml: algorithm is rl2: use `metarl ...`\n")
+    message = "algorithm is rl2: use a command of `metarl`, not of `metarl fewshot`"
+    assert (code, errors) == (2, f"metarl: error: {tmp_path}/config.yaml: {message}\n")

@@ -131,6 +131,15 @@ class FewShotScores(FewShotReport):
         """As in the base class."""
         return 1
 
+    def part(self, references: Sequence[str] = (), steps: Sequence[int] = (), shots: Sequence[int] = ()) -> "FewShotScores":
+        """The same with no other references, numbers of gradient steps, and of shots, than these."""
+        return dataclasses.replace(
+            self,
+            by_step={k: scores for k, scores in self.by_step.items() if k in steps},
+            by_shot={k: scores for k, scores in self.by_shot.items() if k in shots},
+            references=tuple(one.part((), steps, shots) for one in self.references if one.name in references),
+        )
+
     def save_npz(self, path: str | Path) -> Path:
         """Write everything, scores of single episodes included, to an `.npz` file without pickles; return its path."""
         path = Path(path).with_suffix(".npz")

@@ -1,5 +1,6 @@
 """Pictures of what few-shot learners score: all of them side by side, and curves over gradient steps and shots."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from metarl.evaluation.plots import DARK, LIGHT, MARKERS, Theme, style, tidy, write
 from metarl.evaluation.statistics import Estimate
@@ -23,7 +24,7 @@ APART = 20.0
 def plot_few_shot(report: "FewShotReport", path: str | Path | None = None, *, dark: bool = False) -> Figure:
     """Mean scores with 95 % intervals, a row per learner; beside them, curves over gradient steps and shots, if any.
 
-    Colours and markers of the curves are those of the rows. Hollow markers: transductive scores.
+    Colours and markers of the curves are those of the rows. Hollow markers: transductive scores, with the lower numbers.
 
     Args:
         report: who is drawn.
@@ -33,15 +34,21 @@ def plot_few_shot(report: "FewShotReport", path: str | Path | None = None, *, da
     theme = DARK if dark else LIGHT
     curves = [(setting, at) for setting in ("gradient steps", "shots") if len(at := report.at(setting)) > 1]
     with style(theme):
-        height = max(3.0 if curves else 0.0, 1.3 + 0.32 * len(report.everyone))
+        row = 0.45 if any(one.transductive is not None for one in report.everyone.values()) else 0.32
+        height = max(3.3 if curves else 0.0, 1.3 + row * len(report.everyone))
         figure = Figure(figsize=(7.2 + 3.3 * len(curves), height), dpi=160, layout="constrained")
         rows, *panels = figure.subplots(1, 1 + len(curves), squeeze=False, width_ratios=[1.25, *[1] * len(curves)])[0]
         figure.get_layout_engine().set(wspace=0.04)
-        figure.suptitle(report.first.subject, x=0.01, ha="left", fontsize=9, color=theme.faint)
+        subject = textwrap.fill(report.first.subject, 105 + 50 * len(curves))
+        figure.suptitle(subject, x=0.01, ha="left", fontsize=9, color=theme.faint)
         looks = _looks(report, theme)
         _draw_rows(rows, report, looks, theme)
         for axes, (setting, at) in zip(panels, curves, strict=True):
             _draw_curves(axes, report, setting, at, looks, theme)
+        handles = {handle.get_label(): handle for axes in panels for handle in axes.containers}
+        if names := [name for name in report.everyone if name in handles]:
+            options = {"loc": "outside lower right", "ncols": 1 + len(curves), "labelcolor": theme.ink}
+            figure.legend([handles[name] for name in names], names, **options)
         write(figure, path)
     return figure
 
@@ -61,24 +68,26 @@ def _looks(report: "FewShotReport", theme: Theme) -> dict[str, dict[str, Any]]:
 def _draw_rows(axes: Axes, report: "FewShotReport", looks: Mapping[str, dict], theme: Theme) -> None:
     everyone, places = report.everyone, range(len(report.everyone))
     normalises = any(one.transductive is not None for one in everyone.values())
-    shown = report.shown([one.mean for one in everyone.values()])
-    for place, (name, one), text in zip(places, everyone.items(), shown, strict=True):
-        together = one.means.get(("transductive", ""))
-        shift = 0.0 if together is None else 0.16
-        _dot(axes, report.scale, place - shift, one.mean, looks[name])
-        if together is not None:
-            _dot(axes, report.scale, place + shift, together, {**looks[name], "mfc": theme.background})
-        axes.annotate(
-            text,
-            (1.0, place),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=theme.ink if place < report.num_learners else theme.faint,
-            annotation_clip=False,
-        )
+    for setting, side in (("inductive", -0.2), ("transductive", 0.2)):
+        estimates = [one.means.get((setting, "")) for one in everyone.values()]
+        shown = zip(everyone.items(), estimates, report.shown(estimates), strict=True)
+        for place, ((name, one), found, text) in enumerate(shown):
+            if found is None:
+                continue
+            height = place if one.transductive is None else place + side
+            look = looks[name] if setting == "inductive" else {**looks[name], "mfc": theme.background}
+            _dot(axes, report.scale, height, found, look)
+            axes.annotate(
+                text,
+                (1.0, height),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=theme.ink if place < report.num_learners else theme.faint,
+                annotation_clip=False,
+            )
     axes.set_yticks(places, list(everyone))
     for place, label in enumerate(axes.get_yticklabels()):
         label.set_color(theme.ink if place < report.num_learners else theme.faint)
@@ -109,10 +118,15 @@ def _draw_curves(
             drawn += estimates
             value, low, high = report.scale * np.transpose(estimates)
             width = 1.8 if i < report.num_learners else 1.1
-            axes.errorbar(known, value, np.abs([value - low, high - value]), ms=4.5, lw=width, elinewidth=1.4, **looks[name])
+            spread = np.abs([value - low, high - value])
+            axes.errorbar(known, value, spread, ms=4.5, lw=width, elinewidth=1.4, label=name, **looks[name])
     axes.set_xlabel(setting)
     axes.set_ylabel(report.measure)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ticks = at[:1]
+    for k in at[1:]:
+        if k - ticks[-1] >= (at[-1] - at[0]) / 12:  # others would touch
+            ticks.append(k)
+    axes.set_xticks(ticks)
     if report.first.accuracy:
         axes.axhline(100.0 / report.first.outputs, color=theme.faint, **CHANCE)
     else:

@@ -106,10 +106,10 @@ class FewShotReport(ABC):
         return tables
 
     def shown(self, estimates: Sequence[Estimate | None], sign: str = "") -> list[str]:
-        """Estimates as text, with as many digits as suit all of them."""
+        """Estimates as text, with as many digits as suit all of them; intervals also where all scores are equal."""
         scaled = [estimate and Estimate(*(self.scale * part for part in estimate)) for estimate in estimates]
         digits = decimals([estimate for estimate in scaled if estimate])
-        return [show_estimate(estimate, digits, sign) if estimate else "" for estimate in scaled]
+        return [show_estimate(estimate, digits, sign, points=True) if estimate else "" for estimate in scaled]
 
     def plot(self, path: str | Path | None = None, *, dark: bool = False) -> "Figure":
         """Scores with intervals and, where they are known, by gradient steps and by shots; written to `path`."""
@@ -167,12 +167,8 @@ def _costs(scores: "FewShotScores") -> list[str]:
     cost = scores.cost
     if cost is None:
         return [""] * len(COSTS)
-    return [
-        f"{1e3 * cost.seconds:.3g}",
-        f"{cost.memory / 1e6:.3g}",
-        f"{cost.gradient_evaluations}",
-        f"{cost.parameters:,}",
-    ]
+    rounded = [f"{float(f'{value:.3g}'):,.10g}" for value in (1e3 * cost.seconds, cost.memory / 1e6)]
+    return [*rounded, f"{cost.gradient_evaluations:,}", f"{cost.parameters:,}"]
 
 
 _NOTE = (

@@ -34,10 +34,10 @@ def decimals(estimates: Sequence[Estimate]) -> int:
     return int(np.clip(1 - math.floor(math.log10(min(widths))), 0, 4)) if widths else 2
 
 
-def show_estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
-    """A number with its interval, "6.66 [6.64, 6.68]"; the number alone where the interval is unknown or a point."""
+def show_estimate(estimate: Estimate, digits: int, sign: str = "", *, points: bool = False) -> str:
+    """A number with its interval, "6.66 [6.64, 6.68]"; alone where that is unknown or, unless `points`, a point."""
     form = f"{sign}.{digits}f"
-    if not estimate.high > estimate.low:
+    if not (estimate.high >= estimate.low if points else estimate.high > estimate.low):
         return f"{estimate.value:{form}}"
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
@@ -210,6 +210,7 @@ figcaption { margin-top: .5rem; }
 figure { margin: 0 0 1.5rem; }
 img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; }
+.wide + .wide { margin-top: 1.5rem; }
 table { width: 100%; border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); }
 td { white-space: nowrap; }

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from metarl.fewshot.episodes import EpisodeSource, TaskSpec
+from metarl.fewshot.episodes import Episodes, EpisodeSource, TaskSpec
+from metarl.plain import check_known
 
 
 class Examples(Protocol):
@@ -99,8 +100,10 @@ class NWayKShot(EpisodeSource):
 
     Support and query examples come class by class, in the order of the labels; which class has which label is random.
 
+    A split need only suffice when episodes of it are asked for; `check` tells before.
+
     Raises:
-        ValueError: in one line, at fewer classes than ways, or fewer examples than shots and queries, naming the class.
+        ValueError: in one line, at fewer than two ways, or no shots or queries.
     """
 
     name: str
@@ -122,18 +125,23 @@ class NWayKShot(EpisodeSource):
             least = 2 if name == "ways" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        need = self.shots + self.queries
-        for split, classes in self.data.items():
-            if len(classes) < self.ways:
+
+    def check(self, split: str) -> None:
+        """A `ValueError`, in one line, where `split` has fewer classes than ways, or a class fewer examples than needed."""
+        check_known(f"split {split!r}", split, self.splits)
+        classes, need = self.data[split], self.shots + self.queries
+        if len(classes) < self.ways:
+            raise ValueError(
+                f"the {split} split of {self.name} must have at least ways = {self.ways} classes, got {len(classes)}: "
+                "ask for fewer ways, or, where classes are split at random, for other shares, such as "
+                "dataset_kwargs {shares: [0.6, 0, 0.4]}"
+            )
+        for name, members in zip(classes.names, classes.members, strict=True):
+            if len(members) < need:
                 raise ValueError(
-                    f"the {split} split of {self.name} must have at least ways = {self.ways} classes, got {len(classes)}"
+                    f"class {name!r} ({split} split of {self.name}) must have at least shots + queries = "
+                    f"{self.shots} + {self.queries} = {need} examples, got {len(members)}: ask for fewer shots or queries"
                 )
-            for name, members in zip(classes.names, classes.members, strict=True):
-                if len(members) < need:
-                    raise ValueError(
-                        f"class {name!r} ({split} split of {self.name}) must have at least shots + queries = "
-                        f"{self.shots} + {self.queries} = {need} examples, got {len(members)}"
-                    )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -150,6 +158,11 @@ class NWayKShot(EpisodeSource):
             train_classes=len(self.data["train"]) if "train" in self.data else 0,
             vocabulary=self.vocabulary,
         )
+
+    def episodes(self, split: str, indices: Sequence[int], seed: int = 0) -> Episodes:
+        """As in the base class; errors also as in `check`."""
+        self.check(split)
+        return super().episodes(split, indices, seed)
 
     def episode(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """As in the base class."""

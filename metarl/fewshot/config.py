@@ -1,16 +1,19 @@
 """What the training of a few-shot learner is made of, as one checked value."""
 
+import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
-
-from metarl.fewshot.datasets import DATASETS, make_source
+from metarl.fewshot.classes import NWayKShot
+from metarl.fewshot.datasets import DATASETS, fingerprint, make_source
 from metarl.fewshot.datasets.folders import Images
 from metarl.fewshot.episodes import EpisodeSource
+from metarl.fewshot.gradient import GradientLearner
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.learners import LEARNERS, make_learner
 from metarl.fewshot.training import FewShotTraining, FewShotTrainingConfig
@@ -67,6 +70,8 @@ class FewShotConfig(RunConfig):
     """Name of a data set, or path of a folder of pictures by class or of a CSV file."""
     dataset_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of the data set, such as path."""
+    data_hash: str | None = None
+    """SHA-256 of the data, filled in when a run is made: where they change, the run is refused."""
     ways: int = 5
     """Classes in an episode; of no account in regression."""
     shots: int = 1
@@ -93,11 +98,84 @@ class FewShotConfig(RunConfig):
         super().__post_init__()
         check_at_least("workers", self.workers, 0)
         check_device(self.device)
+        # runs are looked at from anywhere
         if self.dataset not in DATASETS and Path(self.dataset).exists():
-            object.__setattr__(self, "dataset", str(Path(self.dataset).absolute()))  # runs are looked at from anywhere
-        if not make_learner(self.learner, self.source.spec, self.learner_kwargs).trained:
+            object.__setattr__(self, "dataset", str(Path(self.dataset).absolute()))
+        if isinstance(path := self.dataset_kwargs.get("path"), str | Path):
+            absolute = str(Path(path).expanduser().absolute())
+            object.__setattr__(self, "dataset_kwargs", {**self.dataset_kwargs, "path": absolute})
+        self._check_data()
+        self._check_learner()
+        if isinstance(self.source, NWayKShot):
+            self.source.check("train")
+        if self._of_evaluation or self.evaluation.shot_curve:
+            self._check_evaluation()
+
+    def _check_data(self) -> None:
+        """A `ValueError`, in one line, where the data are no longer those that the run was made with."""
+        if self.data_hash is None:
+            return
+        needs = "and the run cannot be used without its data: restore them, or train again"
+        if self.path is not None and not Path(self.path).exists():
+            raise ValueError(f"{self.path} is missing, {needs}")
+        reason = ""
+        try:
+            if self.source_hash == self.data_hash:
+                return
+        except (ValueError, OSError) as error:
+            if self.path is None:  # not the data, but a package or fonts are missing
+                raise
+            reason = f" ({error})"
+        raise ValueError(f"{self.path or self.dataset} has changed since the run was made{reason}, {needs}")
+
+    def _check_learner(self) -> None:
+        """A `ValueError`, in one line, where the learner, or its evaluation, is not for such tasks."""
+        check_known(f"learner {self.learner!r}", self.learner, LEARNERS)
+        trained = {name: made for name, made in LEARNERS.items() if made.trained}
+        if self.learner not in trained:
             raise ValueError(f"learner must be one that is trained over tasks, but {self.learner} is not")
-        self.source_with(**{name: getattr(self.evaluation, name) for name in ("ways", "shots", "queries")})
+        kind = "classification" if self.source.spec.classification else "regression"
+        fitting = [name for name, made in trained.items() if kind in made.kinds]
+        if self.learner not in fitting:
+            raise ValueError(
+                f"learner must be one for {kind}, as {self.source.name} is ({', '.join(fitting)}), got {self.learner}"
+            )
+        make_learner(self.learner, self.source.spec, self.learner_kwargs)
+        steps, names = self.evaluation.step_curve, (self.learner, *self.evaluation.references)
+        if steps and not any(issubclass(LEARNERS[name], GradientLearner) for name in names):
+            raise ValueError(
+                f"evaluation.step_curve must be empty for {self.learner}, which takes no gradient steps, got {steps}"
+            )
+
+    @property
+    def _of_evaluation(self) -> list[str]:
+        """What of an evaluation's episodes is set."""
+        names = ("split", "ways", "shots", "queries")
+        return [name for name in names if getattr(self.evaluation, name) != getattr(FewShotEvaluation, name)]
+
+    def _check_evaluation(self) -> None:
+        """A `ValueError`, in one line, where there can be no episodes such as the run's own evaluation is to have."""
+        asked = self.evaluation
+        check_known(f"evaluation.split {asked.split!r}", asked.split, self.source.splits)
+        sizes = {name: getattr(asked, name) for name in ("ways", "shots", "queries")}
+        of_curve = [("shot_curve", {**sizes, "shots": shots}) for shots in asked.shot_curve]
+        for name, changes in [(", ".join(self._of_evaluation), sizes), *of_curve]:
+            try:
+                source = self.source_with(**changes)
+                if isinstance(source, NWayKShot):
+                    source.check(asked.split)
+            except ValueError as error:
+                raise ValueError(f"evaluation.{name}: {error}" if name else str(error)) from error
+
+    @property
+    def path(self) -> str | None:
+        """Of the data, where they are not found without."""
+        return self.dataset_kwargs.get("path") if self.dataset in DATASETS else self.dataset
+
+    @property
+    def source_hash(self) -> str | None:
+        """SHA-256 of the data as they are now; None where there are none, in regression."""
+        return fingerprint(self.source, self.path) if isinstance(self.source, NWayKShot) else None
 
     @cached_property
     def source(self) -> EpisodeSource:
@@ -130,18 +208,27 @@ class FewShotConfig(RunConfig):
         return make_learner(self.learner, self.source.spec, self.learner_kwargs, self.seed).to(self.device)
 
     def resolved(self) -> Self:
-        """The same: nothing is left open."""
-        return self
+        """The same with the hash of its data."""
+        resolved = copy.copy(self)  # with the data, which need not be read again
+        object.__setattr__(resolved, "data_hash", self.source_hash)
+        return resolved
 
     def make_model(self) -> FewShotTraining:
         """The training before its first iteration.
 
+        Warns (`UserWarning`) where the test split does not suffice for the evaluation that a run has by default.
+
         Raises:
             ValueError: in one line that names the file, at a picture that cannot be read.
         """
+        if self.evaluation.split in self.source.splits:  # otherwise there is deliberately nothing to test on
+            try:
+                self._check_evaluation()
+            except ValueError as error:
+                warnings.warn(f"this can be trained, but not evaluated by default: {error}", stacklevel=2)
         for classes in getattr(self.source, "data", {}).values():
             if isinstance(classes.x, Images):
-                for i in np.concatenate(classes.members):
+                for i in chain(*classes.members):
                     classes.x[[i]]
         learner = self.make_learner()
         return FewShotTraining(learner, self.source, config=self.hyperparameters, workers=self.workers, seed=self.seed)

@@ -37,7 +37,12 @@ class _Estimator(BaseEstimator):
         flat = X.ndim == 2 and X.shape[1] == np.prod(shape)
         return X.reshape(len(X), *shape) if flat else X
 
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        return f"{type(self).__name__}(learner={type(self.learner).__name__})"
+
     def _adapt(self, X: ArrayLike, y: np.ndarray, classification: bool) -> Self:
+        if not isinstance(self.learner, FewShotLearner):
+            raise ValueError(f"learner must be a FewShotLearner, as make_learner gives, got {self.learner!r}")
         if self.learner.spec.classification != classification:
             kinds = ("classification", "regression")[:: 1 if classification else -1]
             raise ValueError(f"learner must be one of {kinds[0]}, got one of {kinds[1]}")

@@ -14,6 +14,7 @@ from metarl.batched import Params, for_tasks
 from metarl.fewshot.episodes import TaskSpec
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import Stats, network_for
+from metarl.fewshot.options import checked
 from metarl.plain import check_count, check_known
 from metarl.updates import RULES, check_adapted, inner_step
 from metarl.updates.base import check_positive
@@ -74,7 +75,9 @@ class GradientLearner(FewShotLearner):
         if rate is None:
             rate = self.default_rate or (0.1 if spec.classification else 0.01)
         check_positive("rate", rate)
-        self.rule = RULES[update_rule]({name: params[name] for name in self.adapted}, rate, **(rule_kwargs or {}))
+        makers, given = [RULES[update_rule]], ("params", "rate")
+        rule_kwargs = checked(f"{update_rule}: rule_kwargs.", rule_kwargs or {}, makers, given)
+        self.rule = RULES[update_rule]({name: params[name] for name in self.adapted}, rate, **rule_kwargs)
 
     def condition(self, support_x: Tensor, support_y: Tensor, steps: int | None = None) -> Adapted:
         """Adapt to the support sets, by `steps` gradient steps or as many as the learner takes.

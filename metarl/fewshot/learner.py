@@ -109,10 +109,12 @@ class FewShotLearner(nn.Module):
             y = self._checked_labels(y)
         else:
             y = y.to(self.like).view(len(x), -1)
-            if y.shape[1] != self.spec.outputs or not y.isfinite().all():
+            if y.shape[1] != self.spec.outputs:
                 raise ValueError(
                     f"support_y must be {self.spec.outputs} finite numbers per example, got shape {(*y.shape,)}"
                 )
+            if not (finite := y.isfinite().all(1)).all():
+                raise ValueError(f"support_y must be finite, but that of example {int((~finite).nonzero()[0])} is not")
         with torch.no_grad():
             return Predictor(self, self.condition(x[None], y[None]))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metarl.batched import Params, call_batched, subset
 from metarl.fewshot.episodes import TaskSpec
+from metarl.plain import check_count
 
 Stats = tuple[tuple[Tensor, Tensor], ...]
 """Mean and variance `[N, C]` for each normalisation layer of a network."""
@@ -46,26 +47,29 @@ class BatchNorm(nn.Module):
 
 
 class TokenMean(nn.Module):
-    """The mean of the vectors of a text's tokens, without those numbered 0: `[..., T]` of int64 to `[..., F]`."""
+    """The direction of the mean of the vectors of a text's tokens, without those numbered 0: `[..., T]` to `[..., F]`.
+
+    Its length is the same for all texts, and learned. At the start, when vectors are random, cosines are near those of the
+    counts of tokens; with the mean itself, long texts are close together, and learners fell behind nearest neighbours.
+    """
 
     def __init__(self, vocabulary: int, features: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(vocabulary, features) / math.sqrt(features))
+        self.length = nn.Parameter(torch.full((1,), 3.0))  # squared distances up to 36: logits that can be sure
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens to means."""
-        return self._mean(nn.functional.embedding(x, self.weight), x)
+        return self._mean(nn.functional.embedding(x, self.weight), x, self.length)
 
     def forward_batched(self, params: Params, x: Tensor) -> Tensor:
         """The same for `x [N, M, T]`, each task with its own vectors."""
-        vectors = params["weight"]
         rows = torch.arange(len(x)).to(x.device).view(-1, 1, 1)
-        return self._mean(vectors[rows, x], x)
+        return self._mean(params["weight"][rows, x], x, params["length"].view(-1, 1, 1))
 
     @staticmethod
-    def _mean(vectors: Tensor, tokens: Tensor) -> Tensor:
-        known = (tokens != 0).unsqueeze(-1)
-        return (vectors * known).sum(-2) / known.sum(-2).clamp_min(1)
+    def _mean(vectors: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
+        return length * nn.functional.normalize((vectors * (tokens != 0).unsqueeze(-1)).sum(-2), dim=-1)
 
 
 class TaskNetwork(nn.Module):
@@ -125,7 +129,7 @@ Kind = Literal["auto", "conv", "strided", "mlp"]
 def embedding(
     spec: TaskSpec,
     kind: Kind = "auto",
-    width: int = 64,
+    width: int | None = None,
     hidden: Sequence[int] | None = None,
     normalise: bool = True,
     halvings: int = 4,
@@ -138,8 +142,9 @@ def embedding(
             (Vinyals et al. 2016); or "strided": with strides of 2 in place of pooling (Finn et al. 2017), a quarter of the
             work. "mlp": fully connected layers, on text after the mean of its tokens' vectors. "auto": "strided" for
             pictures up to 32 x 32, "conv" for larger ones, otherwise "mlp".
-        width: channels of the blocks; features of tokens.
-        hidden: units of the layers of an "mlp": by default (40, 40) in regression (Finn et al. 2017), otherwise (64, 64).
+        width: channels of the blocks, 64 by default; features of tokens, 256 by default.
+        hidden: units of the layers of an "mlp": by default (40, 40) in regression (Finn et al. 2017), none after tokens,
+            otherwise (64, 64).
         normalise: whether blocks normalise.
         halvings: blocks that halve their pictures; those after them keep the size.
 
@@ -149,14 +154,15 @@ def embedding(
     pictures = len(spec.shape) == 3 and not spec.vocabulary
     if kind == "auto":
         kind = ("strided" if max(spec.shape[1:]) <= 32 else "conv") if pictures else "mlp"
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+    width = check_count("width", (256 if spec.vocabulary else 64) if width is None else width)
     if kind == "mlp":
-        sizes = tuple(hidden) if hidden is not None else ((64, 64) if spec.classification else (40, 40))
-        if not sizes or min(sizes) < 1:
+        if hidden is None:
+            hidden = () if spec.vocabulary else (64, 64) if spec.classification else (40, 40)
+        if min(hidden, default=int(bool(spec.vocabulary))) < 1:
             raise ValueError(f"hidden must be sizes of at least 1, got {hidden}")
+        sizes = [width if spec.vocabulary else math.prod(spec.shape), *hidden]
         layers: list[Any] = [TokenMean(spec.vocabulary, width)] if spec.vocabulary else [nn.Flatten()]
-        for i, o in pairwise([width if spec.vocabulary else math.prod(spec.shape), *sizes]):
+        for i, o in pairwise(sizes):
             layers += [nn.Linear(i, o), nn.ReLU()]
         return TaskNetwork(layers), sizes[-1]
     if not pictures:

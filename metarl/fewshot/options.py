@@ -26,6 +26,8 @@ def checked(where: str, options: Mapping[str, Any], makers: Iterable[Callable], 
             raise ValueError(f"{where}{name} must be given")
     values = {}
     for name, value in options.items():
+        if not known:
+            raise ValueError(f"{where}{name} is unknown: there are no options")
         check_known(f"{where}{name}", name, known)
         kind = known[name].annotation
         values[name] = value if kind is inspect.Parameter.empty else convert(value, kind, f"{where}{name}")

@@ -47,6 +47,24 @@ def test_table_by_hand():
     assert [row[4:] for row in rows] == [["12.5", "2.5", "5", "1,761"], [""] * 4, [""] * 4]
 
 
+def test_costs_and_certain_scores_are_shown_readably():
+    cost = dataclasses.replace(COST, seconds=1.8131, memory=1_234_567_890, gradient_evaluations=1000)
+    _, (row,) = made(scores=[1.0] * 4, cost=cost).table_rows()
+    assert row[1] == "100.00 [100.00, 100.00]"
+    assert row[2:] == ["1,810", "1,230", "1,000", "1,761"]
+    assert made(scores=[1.0]).table_rows()[1][0][1] == "100.00"  # of one episode, nothing is known
+
+
+def test_part():
+    part = full().part(["worse"], steps=(5, 7), shots=(10,))
+    assert [one.name for one in part.references] == ["worse"]
+    assert list(part.settings) == [("inductive", ""), ("transductive", ""), ("gradient steps", 5), ("shots", 10)]
+    np.testing.assert_array_equal(part.by_step[5], full().by_step[5])
+    whole = full().part(["better", "worse"], (0, 5), (1, 10))
+    assert whole.table_rows() == full().table_rows()
+    assert whole.further_tables() == full().further_tables()
+
+
 def test_estimates_are_over_episodes():
     scores = full()
     assert scores.mean == estimate(scores.scores)
@@ -159,7 +177,17 @@ def test_picture(dark, tmp_path):
     assert steps.get_ylabel() == shots.get_ylabel() == "accuracy (%)"
     np.testing.assert_array_equal(steps.containers[0].lines[0].get_xydata(), [[0.0, 25.0], [5.0, 75.0]])
     assert [25.0, 25.0] in [list(line.get_xdata()) for line in rows.lines]  # chance
+    assert [int(text.get_text().split(" ")[0]) for text in rows.texts[:4]] == [75, 88, 38, 88]  # the last: transductive
+    assert (list(steps.get_xticks()), list(shots.get_xticks())) == ([0, 5], [1, 10])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a"]  # who has curves
     assert (tmp_path / "deep" / "picture.png").stat().st_size > 10_000
+
+
+def test_ticks_are_where_it_was_measured_but_do_not_touch():
+    by_shot = {k: np.ones(4) for k in (1, 5, 10, 11, 20)}
+    _, shots = made(by_shot=by_shot).plot().axes
+    assert list(shots.get_xticks()) == [1, 5, 10, 20]
 
 
 def test_errors_that_are_far_apart_are_drawn_on_a_logarithmic_axis():

@@ -107,6 +107,9 @@ def test_estimates_as_text():
     assert show_estimate(Estimate(6.6551, 6.6432, 6.6671), 2) == "6.66 [6.64, 6.67]"
     assert show_estimate(Estimate(0.5, -0.25, 1.25), 1, sign="+") == "+0.5 [-0.2, +1.2]"
     assert show_estimate(Estimate(2.0, float("nan"), float("nan")), 1) == "2.0"
+    assert show_estimate(Estimate(2.0, 2.0, 2.0), 1) == "2.0"
+    assert show_estimate(Estimate(2.0, 2.0, 2.0), 1, points=True) == "2.0 [2.0, 2.0]"
+    assert show_estimate(Estimate(2.0, float("nan"), float("nan")), 1, points=True) == "2.0"
 
 
 def test_configurations_are_readable_and_versions_known():

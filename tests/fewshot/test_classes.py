@@ -157,6 +157,15 @@ def few(size):
     return Classes.from_labels(np.zeros((10 + size, 1)), ["many"] * 10 + ["few"] * size)
 
 
+def test_only_the_split_that_is_drawn_from_has_to_suffice():
+    source = NWayKShot("n", {"train": numbered(), "validation": few(5).select([]), "test": few(5)}, ways=3, queries=3)
+    assert source.episodes("train", [0]).classes.shape == (1, 3)
+    assert source.resized(ways=2).episodes("test", [0]).classes.shape == (1, 2)
+    for split, found in (("validation", 0), ("test", 2)):
+        with pytest.raises(ValueError, match=rf"^the {split} split of n must have at least ways = 3 classes, got {found}: "):
+            next(source.stream(split, 2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -174,18 +183,20 @@ def few(size):
         (lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=0), "shots must be at least 1, got 0"),
         (lambda: NWayKShot("n", {"train": few(5)}, ways=2, queries=0), "queries must be at least 1, got 0"),
         (
-            lambda: NWayKShot("n", {"train": numbered(), "test": few(5)}, ways=3, queries=3),
-            "the test split of n must have at least ways = 3 classes, got 2",
+            lambda: NWayKShot("n", {"train": numbered(), "test": few(5)}, ways=3, queries=3).check("test"),
+            "the test split of n must have at least ways = 3 classes, got 2: ask for fewer ways, or, where classes are "
+            r"split at random, for other shares, such as dataset_kwargs \{shares: \[0.6, 0, 0.4\]\}",
         ),
         (
-            lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=2, queries=4),
-            r"class 'few' \(train split of n\) must have at least shots \+ queries = 2 \+ 4 = 6 examples, got 5",
+            lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=2, queries=4).episodes("train", [0]),
+            r"class 'few' \(train split of n\) must have at least shots \+ queries = 2 \+ 4 = 6 examples, got 5: "
+            "ask for fewer shots or queries",
         ),
         (
             lambda: NWayKShot(
                 "n", {"train": Classes(np.zeros((20, 1)), (np.arange(20), np.arange(0)), ("a", "none"))}, ways=2
-            ),
-            r"class 'none' \(train split of n\) must have at least shots \+ queries = 1 \+ 15 = 16 examples, got 0",
+            ).check("train"),
+            r"class 'none' \(train split of n\) must have at least shots \+ queries = 1 \+ 15 = 16 examples, got 0: .*",
         ),
     ],
 )

@@ -42,10 +42,47 @@ def test_a_saved_config_reads_back_equal(tmp_path, pictures):
         path.write_text(yaml.safe_dump(config.plain()))
         assert FewShotConfig.from_yaml(path) == config
         assert config.plain().keys() == {field.name for field in dataclasses.fields(FewShotConfig)}
-        assert config.resolved() is config
+        assert FewShotConfig(**config.resolved().plain()) == config.resolved()
     assert config.evaluation.shot_curve == (1, 2)
     assert config.setting == "2-way 1-shot"
     assert FewShotConfig(**CURVES).setting == "5-shot"
+    assert FewShotConfig(**CURVES).resolved().data_hash is None
+
+
+def test_a_run_is_refused_when_its_data_changed(pictures):
+    resolved = of_pictures(pictures).resolved()
+    assert resolved.data_hash == of_pictures(pictures, ways=3, seed=1).resolved().data_hash
+    of_pictures(pictures, data_hash=resolved.data_hash)
+    (pictures / "c" / "4.png").unlink()
+    needs = "and the run cannot be used without its data: restore them, or train again"
+    message = f"{pictures} has changed since the run was made, {needs}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        of_pictures(pictures, data_hash=resolved.data_hash)
+    (pictures / "c" / "0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^{pictures} has changed since the run was made \(.*0.png .*\), {needs}$"):
+        of_pictures(pictures, data_hash=resolved.data_hash)
+    pictures.rename(pictures.with_name("moved"))
+    with pytest.raises(ValueError, match=f"^{pictures} is missing, {needs}$"):
+        of_pictures(pictures, data_hash=resolved.data_hash)
+    with pytest.raises(ValueError, match=r"^digits has changed since the run was made, "):
+        FewShotConfig(dataset="digits", data_hash="0")
+
+
+def test_paths_are_absolute(pictures, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    assert of_pictures("pictures").dataset == str(pictures)
+    config = of_pictures("folder", dataset_kwargs={"path": "pictures", "shares": [2, 0, 1]})
+    assert config.dataset_kwargs["path"] == config.path == str(pictures)
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    assert of_pictures("folder", dataset_kwargs={"path": "~/pictures", "shares": [2, 0, 1]}).path == str(pictures)
+
+
+def test_what_by_default_cannot_be_evaluated_is_told_at_the_start(pictures):
+    config = of_pictures(pictures, ways=3)
+    message = "this can be trained, but not evaluated by default: the test split of pictures must have at least"
+    with pytest.warns(UserWarning, match=f"^{message} ways = 3 classes, got 2: "):
+        config.make_model()
+    of_pictures(pictures, ways=3, dataset_kwargs={"size": 8, "shares": [1, 0, 0]}).make_model()  # no test is meant
 
 
 def test_it_makes_what_it_says(pictures):
@@ -90,7 +127,7 @@ def test_an_unreadable_picture_is_told_before_training(pictures):
     [
         ({"learner": "protonett"}, "learner 'protonett' is unknown (did you mean protonet?): known are maml, "),
         ({"learner": "from_scratch"}, "learner must be one that is trained over tasks, but from_scratch is not"),
-        ({"learner": "siamese"}, "SiameseNetwork is for classification only, but the tasks are regression"),
+        ({"learner": "siamese"}, "learner must be one for regression, as sinusoids is (maml, fomaml, anil, "),
         ({"dataset": "glyph"}, "dataset 'glyph' is no file or folder, and as a name is unknown (did you mean glyphs?): "),
         ({"dataset": "no/such"}, "dataset 'no/such' is no file or folder, and as a name is unknown: known are sinusoids"),
         ({"dataset": "folder"}, "folder: dataset_kwargs.path must be given"),
@@ -107,7 +144,16 @@ def test_an_unreadable_picture_is_told_before_training(pictures):
             {"learner_kwargs": {"kind": "deep"}},
             "maml: learner_kwargs.kind must be one of auto, conv, strided, mlp, got 'deep'",
         ),
-        ({"learner_kwargs": {"rule_kwargs": {"foo": 1}}}, "learner_kwargs do not fit maml: "),
+        (
+            {"learner_kwargs": {"update_rule": "adam", "rule_kwargs": {"bta": 1}}},
+            "adam: rule_kwargs.bta is unknown (did you mean beta2?): known are beta1, beta2, eps",
+        ),
+        ({"dataset_kwargs": {"amplitude": 1}}, "sinusoids: dataset_kwargs.amplitude is unknown: there are no options"),
+        ({"evaluation": {"split": "tset"}}, "evaluation.split 'tset' is unknown (did you mean test?): known are train, "),
+        (
+            {"learner": "averaging", "evaluation": {"step_curve": [4]}},
+            "evaluation.step_curve must be empty for averaging, which takes no gradient steps, got (4,)",
+        ),
         ({"shots": 0}, "shots must be at least 1, got 0"),
         ({"ways": 5.5}, "ways must be an integer, got 5.5"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
@@ -116,7 +162,7 @@ def test_an_unreadable_picture_is_told_before_training(pictures):
         ({"hyperparameters": {"batch": 0}}, "batch must be at least 1, got 0"),
         ({"hyperparameters": {"bath": 1}}, "hyperparameters.bath is unknown (did you mean batch?)"),
         ({"evaluation": {"ways": 1}}, "ways must be at least 2, got 1"),
-        ({"evaluation": {"ways": 3}}, "ways must be left out in regression, got 3"),
+        ({"evaluation": {"ways": 3}}, "evaluation.ways: ways must be left out in regression, got 3"),
         ({"evaluation": {"episodes": 0}}, "episodes must be at least 1, got 0"),
         ({"evaluation": {"shot_curve": [1, 0]}}, "shot_curve must be at least 1, got 0"),
         ({"evaluation": {"step_curve": [-1]}}, "step_curve must be at least 0, got -1"),
@@ -131,7 +177,15 @@ def test_wrong_in_one_line(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ways": 4}, "the test split of pictures must have at least ways = 4 classes, got 2"),
+        ({"ways": 5}, "the train split of pictures must have at least ways = 5 classes, got 4: ask for fewer ways, or"),
+        (
+            {"evaluation": {"ways": 4}},
+            "evaluation.ways: the test split of pictures must have at least ways = 4 classes, got 2: ask for fewer ways",
+        ),
+        (
+            {"evaluation": {"split": "train", "shot_curve": [2, 40]}},
+            "evaluation.shot_curve: class 'c' (train split of pictures) must have at least shots + queries = 40 + 2 = 42",
+        ),
         (
             {"shots": 3, "queries": 4},
             "class 'c' (train split of pictures) must have at least shots + queries = 3 + 4 = 7 examples, got 5",
@@ -148,7 +202,7 @@ def test_wrong_in_one_line(changes, message):
         ),
         (
             {"evaluation": {"shots": 9}},
-            "class 'c' (train split of pictures) must have at least shots + queries = 9 + 2 = 11",
+            "evaluation.shots: class 'a' (test split of pictures) must have at least shots + queries = 9 + 2 = 11",
         ),
     ],
 )
@@ -161,7 +215,7 @@ def test_too_little_data_is_told_in_one_line(pictures, changes, message):
 def test_a_file_of_something_else_is_told(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("algorithm: rl2\n")
-    with pytest.raises(ValueError, match=rf"^{path}: algorithm is rl2: use `metarl \.\.\.`$"):
+    with pytest.raises(ValueError, match=rf"^{path}: algorithm is rl2: use a command of `metarl`, not of `metarl fewshot`$"):
         FewShotConfig.from_yaml(path)
     path.write_text("learner: mamml\n")
     with pytest.raises(ValueError, match=rf"^{path}: learner 'mamml' is unknown \(did you mean maml\?\)"):

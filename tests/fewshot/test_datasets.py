@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarl.fewshot.datasets import DATASETS, describe, make_source
+from metarl.fewshot.datasets import DATASETS, describe, describe_options, fingerprint, make_source
 
 
 @pytest.fixture
@@ -48,6 +48,66 @@ def test_every_name_has_a_sentence():
     assert all(sentence.endswith(".") and "\n" not in sentence for _, sentence in describe())
 
 
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_option_has_a_sentence(name):
+    described = dict(describe_options(name))
+    assert all(sentence[-1] == "." and len(sentence) > 10 and "\n" not in sentence for sentence in described.values())
+    needs_path = name in ("omniglot", "mini-imagenet", "folder", "texts", "csv")
+    assert described.get("path", "").endswith("It must be given.") == needs_path
+    assert not {"shots", "queries", "labels", "texts"} & described.keys()
+
+
+def test_options_of_a_path(folder):
+    assert [name for name, _ in describe_options(str(folder))] == ["size", "grayscale", "shares", "seed"]
+    assert dict(describe_options("glyphs"))["examples"] == "pictures of each letter; they go round its fonts. By default 20."
+
+
+def test_a_fingerprint_is_of_what_was_read(table, texts, folder):
+    def of(name, file, **options):
+        return fingerprint(make_source(name, ways=2, shots=1, queries=1, options=options), str(file))
+
+    picture = folder / "a" / "0.png"
+    (folder / "e").mkdir()
+    (folder / "e" / "0.png").write_bytes(picture.read_bytes())
+    for changed, content, options in (
+        (table, b"1,2,k0\n", [str(table), table]),
+        (texts, b"new,topic 0\n", ["texts", texts]),
+        (picture, b"more", [str(folder), folder]),
+    ):
+        kwargs = {"path": str(texts), "min_examples": 2} if changed == texts else {}
+        first, original = of(*options, **kwargs), changed.read_bytes()
+        assert of(*options, **kwargs) == first
+        assert of(*options, **kwargs, seed=1) != first  # other classes are for testing
+        changed.write_bytes(original + content)
+        assert of(*options, **kwargs) != first
+        changed.write_bytes(original)
+        assert of(*options, **kwargs) == first
+    first = of(str(folder), folder)
+    (folder / "b" / "0.png").rename(folder / "b" / "9.png")
+    assert of(str(folder), folder) != first
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("images_background", "PATH holds images_background: if it is omniglot, say --dataset omniglot --dataset-kwargs"),
+        ("train.csv", "PATH holds train.csv: if it is mini-imagenet, say --dataset mini-imagenet --dataset-kwargs"),
+    ],
+)
+def test_the_layout_of_another_data_set_is_told(folder, name, message):
+    (folder / name).mkdir()
+    message = f"{message} '{{path: PATH}}'".replace("PATH", str(folder))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_source(str(folder))
+
+
+def test_one_picture_is_no_data_set(folder):
+    with pytest.raises(
+        ValueError, match=r"a/0.png is one picture: a data set is a folder with a folder of pictures for each"
+    ):
+        make_source(str(folder / "a" / "0.png"))
+
+
 @pytest.mark.parametrize("name", ["sinusoids", "gaussian-process", "oscillators"])
 def test_curves(name):
     source = make_source(name, ways=7, shots=3, queries=4)
@@ -79,7 +139,7 @@ def test_a_path_is_a_data_set_and_called_by_its_last_part(table, folder, monkeyp
 
 
 def test_texts(texts):
-    options = {"path": str(texts), "min_examples": 5, "max_tokens": 4, "shares": {"train": 2, "test": 1}}
+    options = {"path": str(texts), "min_examples": 5, "max_tokens": 4, "shares": [2, 0, 1]}
     source = make_source("texts", ways=2, shots=1, queries=2, options=options)
     assert source.splits == ("train", "test")
     assert source.spec.shape == (4,)
@@ -125,10 +185,11 @@ def test_wrong_in_one_line(name, options, message, tmp_path):
         ("a,b\n1,2\n", "label must be a column of PATH (it has a, b), got 'label'"),
         ("a,label\nnan,x\n", "PATH: row 2, column a must be a finite number, got 'nan'"),
         ("a,label\n1,x\n2,\n", "PATH: row 3, column label must name a class, got ''"),
-        ("a,label\n1,x\n2,x\n", "classes must be enough for a validation split"),
+        ("a,label\n1,x\n", "classes must be enough for a train split with shares (0.1, 0.5, 0.4), got 1"),
         (
-            "a,label\n" + "".join(f"{i},k{i % 10}\n" for i in range(200)),
-            "the validation split of own.csv must have at least",
+            "a,label\nhello there,x\n",
+            "PATH: row 2, column a must be a finite number, got 'hello there' (texts are read by --dataset texts "
+            "--dataset-kwargs '{path: PATH}')",
         ),
     ],
 )
@@ -136,7 +197,7 @@ def test_a_wrong_table_in_one_line(content, message, tmp_path):
     path = tmp_path / "own.csv"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"^{re.escape(message.replace('PATH', str(path)))}") as caught:
-        make_source(str(path), ways=5)
+        make_source(str(path), options={"shares": [0.1, 0.5, 0.4]})
     assert "\n" not in str(caught.value)
 
 

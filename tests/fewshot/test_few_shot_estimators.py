@@ -40,7 +40,7 @@ def test_it_is_what_scikit_learn_takes_for_a_classifier():
     assert is_classifier(made)
     assert is_regressor(FewShotRegressor(learner("maml", CURVES)))
     assert made.get_params() == {"learner": made.learner}
-    assert "FewShotClassifier" in repr(made)
+    assert repr(made) == "FewShotClassifier(learner=PrototypicalNetwork)"
     copy = clone(made)
     assert copy.learner is not made.learner
     assert all(torch.equal(a, b) for a, b in zip(copy.learner.parameters(), made.learner.parameters(), strict=True))
@@ -144,6 +144,17 @@ def test_the_kind_has_to_fit():
         FewShotClassifier(learner("maml", CURVES)).fit(x, y)
     with pytest.raises(ValueError, match=r"^learner must be one of regression, got one of classification$"):
         FewShotRegressor(learner()).fit(x, np.arange(24.0))
+
+
+def test_a_learner_is_no_name():
+    with pytest.raises(ValueError, match=r"^learner must be a FewShotLearner, as make_learner gives, got 'protonet'$"):
+        FewShotClassifier("protonet").fit(*clusters())
+
+
+def test_a_target_that_is_no_number_is_named():
+    x = np.linspace(-1, 1, 6)[:, None]
+    with pytest.raises(ValueError, match=r"^support_y must be finite, but that of example 4 is not$"):
+        FewShotRegressor(learner("maml", CURVES)).fit(x, np.where(np.arange(6) == 4, np.nan, 1.0))
 
 
 def test_any_number_of_classes_where_the_learner_takes_it():

@@ -143,9 +143,16 @@ def test_bad_support_sets(kind, x, y, message):
         make(kind, VECTORS).adapt(x, y)
 
 
-@pytest.mark.parametrize("y", [np.zeros((4, 3)), np.zeros(4), np.array([[0, 0], [0, np.inf], [0, 0], [0, 0]])])
-def test_bad_targets(y):
-    with pytest.raises(ValueError, match=r"^support_y must be 2 finite numbers per example, got shape \("):
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.zeros((4, 3)), r"support_y must be 2 finite numbers per example, got shape \(4, 3\)"),
+        (np.zeros(4), r"support_y must be 2 finite numbers per example, got shape \(4, 1\)"),
+        (np.array([[0, 0], [0, np.inf], [0, 0], [0, 0]]), "support_y must be finite, but that of example 1 is not"),
+    ],
+)
+def test_bad_targets(y, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         make(MAML, NUMBERS).adapt(np.zeros((4, 1)), y)
 
 

@@ -1,5 +1,6 @@
 """One loop trains every learner; it goes on to the bit, takes back what failed, and calls Stable-Baselines3's callbacks."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.datasets import make_source
 from metarl.fewshot.episodes import EpisodeSource
 from metarl.fewshot.learners import LEARNERS, make_learner
+from metarl.fewshot.matching import MatchingNetwork
 from metarl.fewshot.training import FewShotTraining, FewShotTrainingConfig
 
 SMALL = {
@@ -32,6 +34,11 @@ def source(kind):
         return make_source("sinusoids", shots=3, queries=3)
     x = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
     return NWayKShot("noise", {"train": Classes.from_labels(x, np.arange(24) % 4)}, ways=3, shots=2, queries=2)
+
+
+def vectors():
+    x = np.random.default_rng(0).normal(size=(24, 5))
+    return NWayKShot("points", {"train": Classes.from_labels(x, np.arange(24) % 4)}, ways=3, shots=2, queries=2)
 
 
 def training(name="protonet", kind="classification", learner_seed=0, data=None, **options):
@@ -140,6 +147,8 @@ def test_gradients_that_are_not_finite_are_passed_over():
     model.learn(2)
     assert model.num_timesteps == 2
     assert all(torch.equal(value, before[name]) for name, value in model.learner.state_dict().items())
+    with pytest.raises(ValueError, match=r"^gradients were not finite 100 times, up to episode 196: try a smaller [^\n]*$"):
+        model.learn(1_000)
 
 
 @pytest.mark.slow
@@ -155,6 +164,29 @@ def test_compiled_equals_eager_also_for_the_second_learner(tmp_path):
     half = training("maml", "regression", compile=True).learn(8, StopAt(4))
     compiled.set_state(half.state())
     assert same(compiled.learn(4, reset_num_timesteps=False), training("maml", "regression", compile=True).learn(8))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_equals_eager_where_classes_are_counted_and_weights_frozen():
+    def trained(compiled):
+        torch.manual_seed(0)
+        learner = MatchingNetwork(vectors().spec, hidden=(4,), learn_temperature=False)
+        before = learner.log_scale.clone()
+        FewShotTraining(learner, vectors(), batch=2, compile=compiled, max_grad_norm=0.1).learn(6)
+        assert torch.equal(learner.log_scale, before)
+        return learner
+
+    for ours, theirs in zip(trained(True).parameters(), trained(False).parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_compiled_is_told():
+    model = training(compile=True)
+    model.learner.losses = lambda *_: torch._dynamo.graph_break() or model.learner.network(torch.zeros(1, 1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"^compile must be false: PyTorch cannot compile PrototypicalNetwork$"):
+        model.learn(2)
 
 
 def test_callbacks_and_logs_of_stable_baselines3(tmp_path):
@@ -210,6 +242,14 @@ def test_bad_input(tmp_path):
     for name in ("from_scratch", "nearest_neighbour"):
         with pytest.raises(ValueError, match=r"^learner must be one that is trained over tasks, but \w+ is not$"):
             FewShotTraining(make_learner(name, data.spec), data)
+    for name, spec, message in (
+        ("maml", vectors().spec, r"shape of the episodes must be that of MAML's tasks, \(5,\), got \(1, 8, 8\)"),
+        ("maml", source("regression").spec, "classification of the episodes must be that of MAML's tasks, False, got True"),
+        ("protonet", dataclasses.replace(data.spec, outputs=5), "outputs of .* PrototypicalNetwork's tasks, 5, got 3"),
+        ("fine_tuning", dataclasses.replace(data.spec, train_classes=3), "train_classes of .* FineTuning's tasks, 3, got 4"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            FewShotTraining(make_learner(name, spec), data)
     with pytest.raises(ValueError, match=r"^total_timesteps must be at least 1, got 0$"):
         training().learn(0)
     training().learn(2).save(tmp_path / "protonet")

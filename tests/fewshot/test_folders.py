@@ -73,6 +73,42 @@ def test_pictures_are_read_once_and_only_when_asked_for(tmp_path):
         images[np.array([1])]
 
 
+def read(path, **options):
+    return Images([path], 2, **options)[np.array([0])][0]
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    """Left half: black ink; right half: nothing, in black as most programs write it."""
+    half = np.array([[[0, 255], [0, 0]]] * 2, np.uint8)
+    Image.fromarray(half, "LA").save(tmp_path / "grey.png")
+    Image.fromarray(np.concatenate([half[:, :, [0, 0, 0]], half[:, :, 1:]], 2), "RGBA").save(tmp_path / "colour.png")
+    palette = Image.fromarray(np.array([[0, 1]] * 2, np.uint8), "P")
+    palette.putpalette([0, 0, 0, 0, 0, 0])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    for name in ("grey", "colour", "palette"):
+        assert read(tmp_path / f"{name}.png").tolist() == [[[0, 255]] * 2] * 3
+        assert read(tmp_path / f"{name}.png", grayscale=True, invert=True).tolist() == [[[255, 0]] * 2]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_sixteen_bits(tmp_path, name):
+    values = np.array([[0, 257], [32896, 65535]], np.uint16)
+    if name == "a.pgm":
+        (tmp_path / name).write_bytes(b"P5 2 2 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    assert read(tmp_path / name, grayscale=True).tolist() == [[[0, 1], [128, 255]]]
+    assert read(tmp_path / name).tolist() == [[[0, 1], [128, 255]]] * 3
+
+
+def test_pictures_are_turned_as_cameras_say(tmp_path):
+    image = Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the first row is on the right
+    image.save(tmp_path / "a.png", exif=exif)
+    assert read(tmp_path / "a.png", grayscale=True).tolist() == [[[30, 10], [40, 20]]]
+
+
 def test_unreadable_first_pictures_are_found_before_training(tmp_path):
     make_classes(tmp_path, ["a", "b", "c"])
     path = tmp_path / "b" / "0.png"
@@ -82,7 +118,7 @@ def test_unreadable_first_pictures_are_found_before_training(tmp_path):
 
 
 def test_folders_without_classes(tmp_path):
-    with raises(f"path must be a folder, got {tmp_path / 'none'}"):
+    with raises(f"path must be a folder, got {tmp_path / 'none'}, which does not exist"):
         load_folder(tmp_path / "none")
     with raises(f"path must hold a folder for each class, got {tmp_path} without any"):
         load_folder(tmp_path)
@@ -151,7 +187,8 @@ def test_omniglot_turned(omniglot, split):
 
 
 def test_omniglot_needs_both_sets(omniglot):
-    with raises(f"path must be a folder, got {omniglot / 'images_background' / 'images_background'}"):
+    missing = omniglot / "images_background" / "images_background"
+    with raises(f"path must be a folder, got {missing}, which does not exist"):
         load_omniglot(omniglot / "images_background")
 
 

@@ -154,8 +154,11 @@ def test_statistics_are_of_a_task_or_given(name, per_task):
 def test_means_of_tokens_by_hand():
     layer = TokenMean(4, 2)
     layer.weight.data = torch.tensor([[100.0, 100.0], [1.0, 2.0], [3.0, 6.0], [0.0, 1.0]])
-    tokens = torch.tensor([[1, 2, 0, 0], [0, 0, 0, 0], [3, 3, 3, 1]])
-    assert layer(tokens).tolist() == [[2, 4], [0, 0], [0.25, 1.25]]
+    layer.length.data.fill_(5.0)
+    layer.weight.data[3] = torch.tensor([0.5, 0.0])
+    tokens = torch.tensor([[1, 2, 0, 0], [0, 0, 0, 0], [3, 3, 3, 3], [3, 3, 3, 1]])
+    expected = [[5**0.5, 2 * 5**0.5], [0, 0], [5, 0], [5 * 2.5 / 10.25**0.5, 5 * 2 / 10.25**0.5]]
+    torch.testing.assert_close(layer(tokens), torch.tensor(expected))
 
 
 # -- what there is -----------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ def test_features(spec, options, features):
     [
         (VECTORS, dict(kind="conv"), r"kind must be mlp for examples of shape \(5,\), which are no pictures, got conv"),
         (TEXTS, dict(kind="strided"), r"kind must be mlp for examples of shape \(6,\), which are no pictures, got strided"),
-        (SMALL, dict(width=0), "width must be at least 1, got 0"),
+        (SMALL, dict(width=0), "width must be an integer of at least 1, got 0"),
         (SMALL, dict(halvings=-1), "halvings must be at least 0, got -1"),
         (VECTORS, dict(hidden=()), r"hidden must be sizes of at least 1, got \(\)"),
         (VECTORS, dict(hidden=(4, 0)), r"hidden must be sizes of at least 1, got \(4, 0\)"),

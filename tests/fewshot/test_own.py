@@ -76,7 +76,7 @@ def test_numbers_of_a_function(write):
 def test_texts(write):
     rows = "".join(f"word{i} word{j},topic{i}\n" for i in range(4) for j in range(4))
     path = write(f"text,label\n{rows}", "trained.csv")
-    options = {"path": str(path), "min_examples": 2, "max_tokens": 3, "shares": {"train": 1}}
+    options = {"path": str(path), "min_examples": 2, "max_tokens": 3, "shares": [1, 0, 0]}
     source = make_source("texts", ways=2, shots=1, queries=1, options=options)
     x, labels = read_support(write('say,kind\n"word1, word2",new\n'), source, label="kind", text="say")
     assert labels == ["new"]
@@ -120,6 +120,9 @@ def test_wrong_pictures(folder, write):
         read_queries(folder, source)
     with pytest.raises(ValueError, match=r"^path must hold a folder for each class, got .* without any$"):
         read_support(folder / "dark", source)
+    for read in (read_support, read_queries):
+        with pytest.raises(ValueError, match=r"^path must be a folder or a file, got no/such, which does not exist$"):
+            read("no/such", source)
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"^class 'empty' must have at least 1 picture, got none in "):
         read_support(folder, source)

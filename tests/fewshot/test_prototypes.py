@@ -79,3 +79,10 @@ def test_it_learns():
 def test_regression_is_refused():
     with pytest.raises(ValueError, match=r"^PrototypicalNetwork is for classification only, but the tasks are regression$"):
         PrototypicalNetwork(NUMBERS)
+
+
+def test_distances_far_from_zero_are_exact():
+    x = 1000.0 + torch.randn(1, 50, 16, generator=torch.Generator().manual_seed(0))
+    found = squared_distances(x[:, :40], x[:, 40:])
+    expected = (x[:, :40, None].double() - x[:, None, 40:]).square().sum(-1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)

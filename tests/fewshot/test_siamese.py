@@ -117,3 +117,11 @@ def test_what_is_refused():
         SiameseNetwork(VECTORS, distance="cos")
     with pytest.raises(ValueError, match=r"^SiameseNetwork is for classification only, but the tasks are regression$"):
         SiameseNetwork(NUMBERS)
+
+
+def test_one_query_or_many_are_answered_alike():
+    learner = as_it_is(SiameseNetwork(TaskSpec(shape=(6,), outputs=2), distance="l2"))
+    x = 100.0 * torch.randn(1, 70, 6, generator=torch.Generator().manual_seed(0))
+    support, labels = x[:, :30], torch.arange(30)[None] % 2
+    together = learner(support, labels, x)
+    torch.testing.assert_close(together[:, 3:4], learner(support, labels, x[:, 3:4]), rtol=1e-6, atol=1e-6)

@@ -51,8 +51,10 @@ def test_seed_and_shares(write):
         ValueError, match=r"^shares must be three numbers of at least 0, the first above 0, got \(0, 1, 1\)$"
     ):
         load_csv(path, "kind", shares=(0, 1, 1))
-    with pytest.raises(ValueError, match=r"^classes must be enough for a validation split with shares .*, got 5$"):
-        load_csv(path, "kind", shares=(0.98, 0.01, 0.01))
+    data, _ = load_csv(path, "kind", shares=(0.98, 0.01, 0.01))  # splits that nothing is asked of may be empty
+    assert {split: len(classes) for split, classes in data.items()} == {"train": 5, "validation": 0, "test": 0}
+    with pytest.raises(ValueError, match=r"^classes must be enough for a train split with shares .*, got 5$"):
+        load_csv(path, "kind", shares=(0.01, 0.49, 0.5))
 
 
 def test_quotes_spaces_and_byte_order_mark(write):
@@ -63,10 +65,10 @@ def test_quotes_spaces_and_byte_order_mark(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("label,a,b\nx,1,2\nx,1,red\n", "PATH: row 3, column b must be a finite number, got 'red'"),
-        ("label,a,b\nx,1,nan\n", "PATH: row 2, column b must be a finite number, got 'nan'"),
-        ("label,a,b\nx,,1\n", "PATH: row 2, column a must be a finite number, got ''"),
-        ("label,a,b\nx,inf,1\n", "PATH: row 2, column a must be a finite number, got 'inf'"),
+        ("label,a,b\nx,1,2\nx,1,red\n", "PATH: row 3, column b must be a finite number, got 'red'HINT"),
+        ("label,a,b\nx,1,nan\n", "PATH: row 2, column b must be a finite number, got 'nan'HINT"),
+        ("label,a,b\nx,,1\n", "PATH: row 2, column a must be a finite number, got ''HINT"),
+        ("label,a,b\nx,inf,1\n", "PATH: row 2, column a must be a finite number, got 'inf'HINT"),
         ("label,a,b\n\n ,1,1\n", "PATH: row 3, column label must name a class, got ' '"),
         ("label,a,b\nx,1\n", "PATH: row 2 must have 3 cells, got 2"),
         ("class,a,b\nx,1,1\n", "label must be a column of PATH (it has class, a, b), got 'label'"),
@@ -78,6 +80,7 @@ def test_quotes_spaces_and_byte_order_mark(write):
 )
 def test_wrong_in_one_line(write, text, message):
     path = write(text)
+    message = message.replace("HINT", " (texts are read by --dataset texts --dataset-kwargs '{path: PATH}')")
     with pytest.raises(ValueError, match=f"^{re.escape(message.replace('PATH', str(path)))}$"):
         load_csv(path)
 

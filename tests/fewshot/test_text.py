@@ -42,18 +42,18 @@ def test_numbers_of_tokens():
 
 def test_the_vocabulary_is_of_training_topics_most_frequent_first():
     texts, labels = small()
-    data, vocabulary = split_texts(texts, labels, min_examples=4, vocabulary=100, shares={"train": 5, "test": 4})
+    data, vocabulary = split_texts(texts, labels, min_examples=4, vocabulary=100, shares=(5, 0, 4))
     of_topics = [name.replace("topic", "word") for name in data["train"].names]
     assert vocabulary.words[:2] == ("often", "says")  # 20 times each, so by the alphabet
     numbers = [f"number{i}" for i in range(4)]
     assert vocabulary.words[2:] == (*numbers, *sorted(of_topics))  # 5 times each, and 4 times
-    few = split_texts(texts, labels, min_examples=4, vocabulary=3, shares={"train": 5, "test": 4})[1]
+    few = split_texts(texts, labels, min_examples=4, vocabulary=3, shares=(5, 0, 4))[1]
     assert few.words == vocabulary.words[:3]
 
 
 def test_a_word_that_occurs_once_in_training_is_not_known():
     texts, labels = ["a a lone", "b b b", "c c"], [0, 0, 1]
-    assert split_texts(texts, labels, min_examples=1, shares={"train": 1})[1].words == ("b", "a", "c")
+    assert split_texts(texts, labels, min_examples=1, shares=(1, 0, 0))[1].words == ("b", "a", "c")
 
 
 def test_splits_by_topic():
@@ -83,7 +83,7 @@ def test_doubles_are_left_out():
         "first four tokens, two",
     ]
     labels = ["a", "a", "a", "a", "b", "a", "b", "b", "b"]
-    data, vocabulary = split_texts(texts, labels, min_examples=1, max_tokens=4, shares={"train": 1})
+    data, vocabulary = split_texts(texts, labels, min_examples=1, max_tokens=4, shares=(1, 0, 0))
     kept = {name: data["train"].x[members] for name, members in zip(data["train"].names, data["train"].members, strict=True)}
     np.testing.assert_array_equal(kept["a"], vocabulary.encode(["one, two", "one two"]))
     np.testing.assert_array_equal(kept["b"], vocabulary.encode(["first four tokens,"]))
@@ -95,7 +95,7 @@ def test_small_topics_are_left_out():
     labels += ["rare", "rare"]
     data, _ = split_texts(texts, labels, min_examples=3)
     assert "rare" not in {name for classes in data.values() for name in classes.names}
-    assert "rare" in split_texts(texts, labels, min_examples=2, shares={"train": 1})[0]["train"].names
+    assert "rare" in split_texts(texts, labels, min_examples=2, shares=(1, 0, 0))[0]["train"].names
 
 
 def test_fortunes_in_a_folder(tmp_path):
@@ -104,7 +104,7 @@ def test_fortunes_in_a_folder(tmp_path):
         (path / name).write_bytes(b"\xff\x00")
     folder(path / "off", {"c": ["Rude"]})
     texts, labels = load_fortunes(path)
-    found = [(text.strip(), label) for text, label in zip(texts, labels, strict=True) if text.strip()]
+    found = [(text.strip(), label) for text, label in zip(texts, labels, strict=True)]
     assert found == [("Three", "a"), ("One\n100% sure", "b"), ("Two", "b")]
 
 
@@ -162,8 +162,11 @@ def test_bad_csv(tmp_path, content, message):
         (dict(vocabulary=0), "vocabulary must be at least 1, got 0"),
         (dict(buckets=0), "buckets must be at least 1, got 0"),
         (dict(min_examples=0), "min_examples must be at least 1, got 0"),
-        (dict(shares={"test": 1.0}), "shares must have train among them, got test"),
-        (dict(), "there must be at least 3 classes of min_examples = 20 texts, got 0"),
+        (
+            dict(shares=(0, 0, 1), min_examples=4),
+            r"shares must be three numbers of at least 0, the first above 0, got \(0, 0, 1\)",
+        ),
+        (dict(), "there must be a class of at least min_examples = 20 texts, got none"),
         (dict(labels=["a"]), r"labels must be as many as texts \(36\), got 1"),
     ],
 )

@@ -3,21 +3,24 @@
 `make_source("glyphs", ways=5, shots=1)`; a path, to a folder of pictures by class or a CSV file, is a data set too.
 """
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any
 
 from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.datasets.curves import DampedOscillators, GaussianProcessCurves, Sinusoids
 from metarl.fewshot.datasets.digits import load_digits
-from metarl.fewshot.datasets.folders import load_folder, load_mini_imagenet, load_omniglot
+from metarl.fewshot.datasets.folders import SUFFIXES, Images, load_folder, load_mini_imagenet, load_omniglot
 from metarl.fewshot.datasets.glyphs import load_glyphs
-from metarl.fewshot.datasets.table import load_csv
+from metarl.fewshot.datasets.table import load_csv, named
 from metarl.fewshot.datasets.text import load_fortunes, load_texts, split_texts
 from metarl.fewshot.episodes import EpisodeSource
 from metarl.fewshot.options import checked
-from metarl.plain import check_known, first_sentence
+from metarl.plain import check_known, field_sentences, first_sentence
 
 CURVES: dict[str, type[EpisodeSource]] = {
     "sinusoids": Sinusoids,
@@ -58,14 +61,10 @@ def make_source(
         ValueError: in one line, at an unknown name or option, and wherever the data set does not suffice.
     """
     options, name = dict(options or {}), dataset
-    if dataset not in DATASETS:
-        if not Path(dataset).exists():
-            check_known(f"dataset {dataset!r} is no file or folder, and as a name", dataset, DATASETS)
-        name, options["path"] = Path(dataset).resolve().name, dataset
-        dataset = "folder" if Path(dataset).is_dir() else "csv"
-    makers = [DATASETS[dataset], *[split_texts] * (dataset in TEXTS)]
-    given = ("texts", "labels") if dataset in TEXTS else ("shots", "queries")
-    options = checked(f"{name}: dataset_kwargs.", options, makers, given)
+    if (kind := _kind(dataset)) != dataset:
+        _check_layout(Path(dataset))
+        name, options["path"], dataset = Path(dataset).resolve().name, dataset, kind
+    options = checked(f"{name}: dataset_kwargs.", options, _makers(dataset), _GIVEN)
     try:
         if dataset in CURVES:
             return CURVES[dataset](shots=shots, queries=queries, **options)
@@ -84,6 +83,69 @@ def make_source(
         raise ValueError(str(error)) from error
 
 
+_GIVEN = ("shots", "queries", "texts", "labels")
+"""Arguments of what makes data sets that are no options."""
+
+
+def _kind(dataset: str) -> str:
+    """The name of a data set, also where `dataset` is a path."""
+    if dataset not in DATASETS and not Path(dataset).exists():
+        check_known(f"dataset {dataset!r} is no file or folder, and as a name", dataset, DATASETS)
+    return dataset if dataset in DATASETS else "folder" if Path(dataset).is_dir() else "csv"
+
+
+def _makers(name: str) -> list[Callable]:
+    """What takes the options of a data set."""
+    return [DATASETS[name], *[split_texts] * (name in TEXTS)]
+
+
+def _check_layout(path: Path) -> None:
+    """A `ValueError`, in one line, at a path of what is another data set, or a part of one."""
+    for name, has in (("omniglot", "images_background"), ("mini-imagenet", "train.csv")):
+        if (path / has).exists():
+            raise ValueError(f"{path} holds {has}: if it is {name}, say {named(name, path)}")
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        raise ValueError(f"{path} is one picture: a data set is a folder with a folder of pictures for each class")
+
+
+def fingerprint(source: NWayKShot, path: str | None = None) -> str:
+    """SHA-256 of what was read: splits, classes, numbers of examples; then tokens, the file `path`, or pictures.
+
+    Of pictures, it is their files' names and sizes.
+    """
+    digest = hashlib.sha256()
+    for split, classes in source.data.items():
+        digest.update(json.dumps([split, classes.names, [*map(len, classes.members)]]).encode())
+    for x in {id(classes.x): classes.x for classes in source.data.values()}.values():
+        if isinstance(x, Images):
+            digest.update(json.dumps([[file.name, file.stat().st_size] for file in x.paths]).encode())
+        elif source.vocabulary:
+            digest.update(x.tobytes())
+    if path is not None and Path(path).is_file():
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
 def describe() -> list[tuple[str, str]]:
     """Names and first sentences."""
     return [(name, first_sentence(made)) for name, made in DATASETS.items()]
+
+
+def _argument_sentences(function: Callable) -> dict[str, str]:
+    """What the section "Args:" of a docstring says of each argument, on one line."""
+    section = re.search(r"^Args:\n((?:    .*\n?)*)", getdoc(function), re.MULTILINE)
+    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section[1], re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def describe_options(dataset: str) -> list[tuple[str, str]]:
+    """Names of the options of a data set, which may be a path, and what they mean."""
+    described = []
+    for make in _makers(_kind(dataset)):
+        sentences = field_sentences(make) if isinstance(make, type) else _argument_sentences(make)
+        for parameter in signature(make).parameters.values():
+            if parameter.name not in _GIVEN and (parameter.name, dataset in DATASETS) != ("path", False):
+                default = parameter.default
+                end = " It must be given." if default is parameter.empty else f" By default {default}." if default else ""
+                described.append((parameter.name, sentences[parameter.name] + end))
+    return described

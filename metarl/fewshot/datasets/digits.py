@@ -6,9 +6,9 @@ from metarl.fewshot.classes import Classes
 
 
 def load_digits(rotations: bool = False, seed: int = 0) -> dict[str, Classes]:
-    """Five digits to train on and the five others to test on, no validation: pictures `[1, 8, 8]` of uint8, ink 255 on 0.
+    """Handwritten digits, five for training and the five others for testing: `pip install 'metarl-toolkit[fewshot]'`.
 
-    1,797 pictures, 174 to 183 of each digit. To get them: `pip install 'metarl-toolkit[fewshot]'`.
+    There is no validation. 1,797 pictures `[1, 8, 8]` of uint8, ink 255 on 0, 174 to 183 of each digit.
 
     Args:
         rotations: the training digits turned by 90 degrees counterclockwise are five further classes. Half turns are left

@@ -5,22 +5,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from metarl.fewshot.classes import Classes
 from metarl.plain import check_known
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 _KEPT_BYTES = 2**30
 
 
 class Images:
     """Pictures in files, as an array `[M, channels, height, width]` of uint8 that is read where it is indexed.
 
-    Sets of at most 1 GiB stay in memory once they were read.
+    They are turned as their EXIF orientation says, what is transparent becomes white, and 16 bits a pixel become 8. Sets of
+    at most 1 GiB stay in memory once they were read.
 
     Args:
         paths: of the pictures.
@@ -78,13 +82,26 @@ class Images:
 
         try:
             with Image.open(path) as image:
-                image = image.convert("L" if self.grayscale else "RGB")
+                image = upright_on_white(image).convert("L" if self.grayscale else "RGB")
                 picture = np.asarray(image.resize(self.shape[:1:-1], Image.Resampling.BILINEAR))
         except Exception as error:  # Pillow's decoders raise what they like
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} must be a readable picture, got {type(error).__name__}: {reason}") from error
         picture = picture.reshape(*self.shape[2:], -1).transpose(2, 0, 1)
         return 255 - picture if self.invert else picture
+
+
+def upright_on_white(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """The picture as people see it: Pillow's `convert` neither turns nor scales, and keeps the colour that is not seen."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, also where Pillow holds them in 32
+        image = Image.fromarray((np.asarray(image) / 257.0).round().clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def load_folder(
@@ -94,7 +111,7 @@ def load_folder(
     shares: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
 ) -> dict[str, Classes]:
-    """Any folder with a folder of pictures for each class, such as `PATH/cat/1.jpg`.
+    """Your own folder with a folder of pictures for each class, such as `PATH/cat/1.jpg`: `--data PATH`.
 
     Where `path` holds folders `train`, `val` (or `validation`) and `test` of such class folders, these are the splits;
     otherwise classes are split at random.
@@ -125,13 +142,15 @@ def load_omniglot(
     rotations: bool = False,
     seed: int = 0,
 ) -> dict[str, Classes]:
-    """Omniglot (Lake et al. 2015): `[1, 28, 28]`, ink 255 on 0; 1,623 characters as classes, 50 alphabets as groups.
+    """Omniglot (Lake et al. 2015), 1,623 characters of 50 alphabets: fetch it by hand, and give its folder as `path`.
 
     To get it: unpack `python/images_background.zip` and `python/images_evaluation.zip` of
-    https://github.com/brendenlake/omniglot into one folder.
+    https://github.com/brendenlake/omniglot into one folder. Characters are classes, alphabets groups, pictures `[1, 28, 28]`
+    of uint8, ink 255 on 0.
 
     Args:
-        path: that folder: `images_background/ALPHABET/CHARACTER/*.png`, and so on.
+        path: the folder into which images_background.zip and images_evaluation.zip of
+            https://github.com/brendenlake/omniglot were unpacked.
         split: "alphabets": the authors' background set, a sixth of its alphabets for validation, and their evaluation
             set as the test; "characters": 1,100, 100 and 423 of all characters (Vinyals et al. 2016, section 4.1.1, the
             validation characters out of their 1,200 as in Finn et al. 2017).
@@ -159,13 +178,15 @@ def load_omniglot(
 
 
 def load_mini_imagenet(path: str | Path, size: int | tuple[int, int] = 84) -> dict[str, Classes]:
-    """mini-ImageNet in the splits of Ravi and Larochelle (2017): 64, 16 and 20 classes of 600 pictures `[3, 84, 84]`.
+    """mini-ImageNet in the splits of Ravi and Larochelle (2017): fetch it by hand, and give its folder as `path`.
 
     To get it: `train.csv`, `val.csv` and `test.csv` are in `data/miniImagenet` of
     https://github.com/twitter-research/meta-learning-lstm; the pictures they name, from ImageNet, belong in `images/`.
+    There are 64, 16 and 20 classes of 600 pictures `[3, 84, 84]`.
 
     Args:
-        path: the folder with the three tables, which have columns `filename` and `label`, and `images/`.
+        path: the folder with train.csv, val.csv and test.csv of https://github.com/twitter-research/meta-learning-lstm,
+            which have columns `filename` and `label`, and with the pictures, from ImageNet, in images/.
         size: height and width in pixels that the pictures are brought to.
 
     Raises:
@@ -191,15 +212,14 @@ def split_classes(classes: Classes, shares: Sequence[float], seed: int) -> dict[
     """Training, validation and test classes at random, of about these shares; a split of share 0 is left out.
 
     Raises:
-        ValueError: at shares that are no such three numbers, and at too few classes for them.
+        ValueError: at shares that are no such three numbers, and where none of the classes would be for training.
     """
     if len(shares) != 3 or not all(0 <= share < float("inf") for share in shares) or not shares[0]:
         raise ValueError(f"shares must be three numbers of at least 0, the first above 0, got {shares}")
     named = zip(("train", "validation", "test"), shares, strict=True)
     parts = classes.split({name: share for name, share in named if share}, seed)
-    for name, part in parts.items():
-        if not len(part):
-            raise ValueError(f"classes must be enough for a {name} split with shares {shares}, got {len(classes)}")
+    if not len(parts["train"]):
+        raise ValueError(f"classes must be enough for a train split with shares {tuple(shares)}, got {len(classes)}")
     return parts
 
 
@@ -207,7 +227,7 @@ def folders(path: str | Path) -> list[Path]:
     """The folders in `path`, by name."""
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"path must be a folder, got {path}")
+        raise ValueError(f"path must be a folder, got {path}{'' if path.exists() else ', which does not exist'}")
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
     if not folders:
         raise ValueError(f"path must hold a folder for each class, got {path} without any")
@@ -216,7 +236,7 @@ def folders(path: str | Path) -> list[Path]:
 
 def pictures(folder: str | Path) -> list[Path]:
     """The files of pictures in `folder`, by name."""
-    return sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in _SUFFIXES)
+    return sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in SUFFIXES)
 
 
 def class_folders(found: Sequence[Path]) -> dict[str, list[Path]]:

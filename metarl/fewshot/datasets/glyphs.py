@@ -40,9 +40,10 @@ _SPLITS = ("train", "validation", "test")
 def load_glyphs(
     fonts: Literal["bundled", "noto"] = "bundled", examples: int = 20, seed: int = 0, cache: str | Path | None = None
 ) -> dict[str, Classes]:
-    """Letters as classes, scripts as groups, split by script: pictures `[1, 28, 28]` of uint8, ink 255 on 0.
+    """Printed letters, distorted at random, split by script, from fonts that come with Matplotlib or with Debian.
 
-    Printed letters under random distortions, not handwriting. What was drawn once is read from `cache` next time.
+    Letters are classes, scripts groups, pictures `[1, 28, 28]` of uint8, ink 255 on 0. What was drawn once is read from
+    `cache` next time.
 
     Args:
         fonts: "bundled": DejaVu and STIX, which Matplotlib brings along; "noto": Debian's many more

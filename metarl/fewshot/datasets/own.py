@@ -27,6 +27,7 @@ def read_support(
     Raises:
         ValueError: in one line, at what does not fit or cannot be read.
     """
+    _check_exists(path)
     if Path(path).is_dir():
         files = class_folders(folders(path))
         labels = [name for name, paths in files.items() for _ in paths]
@@ -44,6 +45,7 @@ def read_queries(
 
     Arguments and errors as in `read_support`; a column `label` is passed over.
     """
+    _check_exists(path)
     if Path(path).is_dir():
         files = pictures(path)
         if not files:
@@ -54,6 +56,11 @@ def read_queries(
         return source.encode(texts), [str(number) for number in range(1, len(texts) + 1)]
     x, _ = _rows(path, source, label, labelled=False)
     return x, [str(number) for number in range(1, len(x) + 1)]
+
+
+def _check_exists(path: str | Path) -> None:
+    if not Path(path).exists():
+        raise ValueError(f"path must be a folder or a file, got {path}, which does not exist")
 
 
 def _pictures(files: Sequence[Path], source: EpisodeSource, invert: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,10 @@ class Standardise:
 def load_csv(
     path: str | Path, label: str = "label", shares: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0
 ) -> tuple[dict[str, Classes], Standardise]:
-    """Any CSV file with a header, one column of labels and else numbers: examples `[columns]` of float32.
+    """Your own CSV file with a header, one column of labels and else numbers: `--data PATH`.
 
-    Every column has mean 0 and standard deviation 1 over the examples of the TRAINING classes; a column that is constant
-    there is only shifted. What does that is returned too, for further examples.
+    Examples are rows `[columns]` of float32. Every column has mean 0 and standard deviation 1 over the examples of the
+    TRAINING classes; a column that is constant there is only shifted. What does that is returned too, for further examples.
 
     Args:
         path: the file, in UTF-8.
@@ -45,7 +46,7 @@ def load_csv(
         ValueError: in one line that names the row (the header is row 1) and the column, at a cell that is no finite
             number or an empty label; and at a file that is no such table.
     """
-    x, labels, columns = read_table(path, label)
+    x, labels, columns = read_table(path, label, hint=f" (texts are read by {named('texts', path)})")
     splits = split_classes(Classes.from_labels(x, labels), shares, seed)
     train = x[np.concatenate(splits["train"].members)]
     standardise = Standardise(columns, train.mean(0), np.where(np.ptp(train, 0) > 0, train.std(0), 1.0))
@@ -54,7 +55,7 @@ def load_csv(
 
 
 def read_table(
-    path: str | Path, label: str, labelled: bool = True, columns: Sequence[str] | None = None
+    path: str | Path, label: str, labelled: bool = True, columns: Sequence[str] | None = None, hint: str = ""
 ) -> tuple[np.ndarray, list[str], tuple[str, ...]]:
     """Features `[M, columns]` of float64, labels, and the names of the columns, from a CSV file; errors as in `load_csv`.
 
@@ -63,6 +64,7 @@ def read_table(
         label: the column of labels.
         labelled: otherwise there are no labels, and a column `label` is passed over.
         columns: those to read, in this order; by default all.
+        hint: what is said of a cell that is no number.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         try:
@@ -88,18 +90,23 @@ def read_table(
         if labelled and not name.strip():
             raise ValueError(f"{path}: row {line}, column {label} must name a class, got {name!r}")
         labels += [name.strip()] * labelled
-        x.append([number(cells[column], f"{path}: row {line}, column {column}") for column in columns])
+        x.append([number(cells[column], f"{path}: row {line}, column {column}", hint) for column in columns])
     if not x:
         raise ValueError(f"{path} must have at least 1 row below its header, got none")
     return np.array(x), labels, columns
 
 
-def number(cell: str, where: str) -> float:
-    """What `cell` says; a `ValueError` that names `where` unless it is a finite number."""
+def named(dataset: str, path: str | Path) -> str:
+    """The options that say that `path` is a data set of this name."""
+    return f"--dataset {dataset} --dataset-kwargs '{{path: {path}}}'"
+
+
+def number(cell: str, where: str, hint: str = "") -> float:
+    """What `cell` says; a `ValueError` that names `where`, and gives the `hint`, unless it is a finite number."""
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where} must be a finite number, got {cell!r}")
+        raise ValueError(f"{where} must be a finite number, got {reprlib.repr(cell)}{hint}")
     return value
