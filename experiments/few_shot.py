@@ -64,24 +64,32 @@ def curves(shots: int) -> FewShotProblem:
     """MAML's regression, 25 tasks at a time, with 15 queries: with as many as shots, errors after many steps are higher."""
     common = {"batch": 25, "learning_rate": 2e-3, "final_learning_rate": 5e-5, "compile": True}
     eager = {**common, "compile": False}
-    names = ("maml", "fomaml", "anil", "meta_sgd")
+    kwargs = {"fine_tuning": {"steps": 10}}
+    names = (
+        "reptile",
+        "leo",
+        "lstm_meta_learner",
+        "learned_update",
+        "matching",
+        "mann",
+        "snail",
+        "meta_networks",
+        "hypernetwork",
+        "fine_tuning",
+        "averaging",
+    )
     others = {
-        "reptile": {"hyperparameters": eager, "learner_kwargs": {"test_steps": 50}},
-        "leo": {"hyperparameters": eager},
-        "lstm_meta_learner": {"hyperparameters": eager, "total_timesteps": 250_000},
-        "learned_update": {"hyperparameters": eager, "total_timesteps": 250_000},
-        "matching": {"hyperparameters": eager},
-        "mann": {"hyperparameters": eager, "total_timesteps": 250_000},
-        "snail": {"hyperparameters": eager, "total_timesteps": 100_000},
-        "meta_networks": {"hyperparameters": eager, "total_timesteps": 250_000},
-        "hypernetwork": {"hyperparameters": eager},
-        "fine_tuning": {"hyperparameters": eager, "learner_kwargs": {"steps": 10}},
-        "averaging": {"hyperparameters": eager},
+        name: {"hyperparameters": eager, "total_timesteps": 250_000, "learner_kwargs": kwargs.get(name, {})}
+        for name in names
     }
     settings = {"dataset": "sinusoids", "shots": shots, "queries": 15, "total_timesteps": 1_500_000}
-    learners = {name: {"hyperparameters": common, "learner": name} for name in names}
+    learners = {name: {"hyperparameters": common, "learner": name} for name in ("maml", "fomaml", "anil", "meta_sgd")}
     learners |= {name: {"learner": name, **changes} for name, changes in others.items()}
     return FewShotProblem(settings, learners, steps=(0, 1, 2, 3, 5, 10), queries=100)
+
+
+RECALL = {"num_slots": 64, "slot_size": 16, "decay": 0.95, "compiled": True}
+"""The memory with which `supervised_memory.py` recalls points."""
 
 
 def pictures(
@@ -106,7 +114,7 @@ def pictures(
         "matching": {},
         "protonet": {},
         "relation": {},
-        "mann": {},
+        "mann": {"size": 100, "width": 16, "core_kwargs": RECALL},
         "snail": {},
         "meta_networks": {},
         "hypernetwork": {},
@@ -123,6 +131,8 @@ def pictures(
         }
         for name, options in kwargs.items()
     }
+    # one that answers at chance for the first 150,000 sequences, on points too (`supervised_memory.py recall`)
+    learners["mann"] |= {"total_timesteps": 300_000, "hyperparameters": {"batch": 64, "learning_rate": 2e-3}}
     return FewShotProblem(shared, learners, trained_on=trained_on)
 
 
@@ -134,8 +144,8 @@ PROBLEMS = {
     "glyphs-5w1s": pictures(5, 1, **GLYPHS),
     "glyphs-5w5s": pictures(5, 5, trained_on="glyphs-5w1s", **GLYPHS),
     "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", **GLYPHS),
-    "digits-5w1s": pictures(5, 1, "digits", dataset_kwargs={"rotations": True}),
-    "fortunes-5w1s": pictures(5, 1, "fortunes"),
+    "digits-5w1s": pictures(5, 1, "digits", 3_000, dataset_kwargs={"rotations": True}),
+    "fortunes-5w1s": pictures(5, 1, "fortunes", 3_000),
 }
 
 

@@ -142,7 +142,7 @@ def embedding(
             (Vinyals et al. 2016); or "strided": with strides of 2 in place of pooling (Finn et al. 2017), a quarter of the
             work. "mlp": fully connected layers, on text after the mean of its tokens' vectors. "auto": "strided" for
             pictures up to 32 x 32, "conv" for larger ones, otherwise "mlp".
-        width: channels of the blocks, 64 by default; features of tokens, 256 by default.
+        width: channels of the blocks, 64 by default; features of tokens, 512 by default.
         hidden: units of the layers of an "mlp": by default (40, 40) in regression (Finn et al. 2017), none after tokens,
             otherwise (64, 64).
         normalise: whether blocks normalise.
@@ -154,7 +154,7 @@ def embedding(
     pictures = len(spec.shape) == 3 and not spec.vocabulary
     if kind == "auto":
         kind = ("strided" if max(spec.shape[1:]) <= 32 else "conv") if pictures else "mlp"
-    width = check_count("width", (256 if spec.vocabulary else 64) if width is None else width)
+    width = check_count("width", (512 if spec.vocabulary else 64) if width is None else width)
     if kind == "mlp":
         if hidden is None:
             hidden = () if spec.vocabulary else (64, 64) if spec.classification else (40, 40)

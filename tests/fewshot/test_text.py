@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from metarl.fewshot.classes import NWayKShot
-from metarl.fewshot.datasets.text import Vocabulary, load_fortunes, load_texts, split_texts, tokenize
+from metarl.fewshot.datasets import make_source
+from metarl.fewshot.datasets.text import Vocabulary, drop_tokens, load_fortunes, load_texts, split_texts, tokenize
 
 
 def folder(path, topics):
@@ -174,3 +175,23 @@ def test_bad_options(options, message):
     texts, labels = small()
     with pytest.raises(ValueError, match=f"^{message}$"):
         split_texts(texts, **{"labels": labels, **options})
+
+
+def test_half_of_the_tokens_are_dropped_in_training():
+    x = np.arange(1, 40_001).reshape(100, 400)
+    kept = drop_tokens(x, np.random.default_rng(0))
+    assert ((kept == x) | (kept == 0)).all()
+    assert abs((kept > 0).mean() - 0.5) < 0.01  # four standard deviations
+    short = np.repeat([[7, 0, 0]], 100, 0)
+    assert (drop_tokens(short, np.random.default_rng(0)) == short).all()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_splits_stay_whole(split, tmp_path):
+    path = tmp_path / "texts.csv"
+    rows = [f"{' '.join(f'{label}{word}' for word in range(20))} {i},{label}" for label in "abcdefghij" for i in range(20)]
+    path.write_text("\n".join(["text,label", *rows]))
+    source = make_source("texts", ways=2, shots=1, queries=2, options={"path": str(path)})
+    lengths = (source.episodes(split, range(20)).query_x > 0).sum(-1)
+    assert (lengths < 21).any() == (split == "train")
+    assert lengths.max() <= 21

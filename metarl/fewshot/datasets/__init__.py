@@ -17,7 +17,7 @@ from metarl.fewshot.datasets.digits import load_digits
 from metarl.fewshot.datasets.folders import SUFFIXES, Images, load_folder, load_mini_imagenet, load_omniglot
 from metarl.fewshot.datasets.glyphs import load_glyphs
 from metarl.fewshot.datasets.table import load_csv, named
-from metarl.fewshot.datasets.text import load_fortunes, load_texts, split_texts
+from metarl.fewshot.datasets.text import drop_tokens, load_fortunes, load_texts, split_texts
 from metarl.fewshot.episodes import EpisodeSource
 from metarl.fewshot.options import checked
 from metarl.plain import check_known, field_sentences, first_sentence
@@ -74,7 +74,7 @@ def make_source(
             further = {option: value for option, value in options.items() if option not in taken}
             data, vocabulary = split_texts(*texts, **further)
             sizes = {"vocabulary": len(vocabulary), "encode": vocabulary.encode}
-            return NWayKShot(name, data, ways, shots, queries, **sizes)
+            return NWayKShot(name, data, ways, shots, queries, augment=drop_tokens, **sizes)
         if dataset == "csv":
             data, standardise = load_csv(**options)
             return NWayKShot(name, data, ways, shots, queries, encode=standardise)
