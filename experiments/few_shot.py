@@ -22,7 +22,7 @@ from reproduce import RESULTS, train_run
 
 from metarl.checkpoint import write_atomically
 from metarl.evaluation.few_shot import FewShotScores
-from metarl.fewshot import FewShotConfig, evaluate_learner, make_learner
+from metarl.fewshot import EpisodeSource, FewShotConfig, evaluate_learner, make_learner, make_source
 from metarl.fewshot.learners import LEARNERS
 from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
 from metarl.training import load_few_shot_run
@@ -54,6 +54,14 @@ class FewShotProblem:
     steps: Sequence[int] = ()
     queries: int = 15
     trained_on: str | None = None
+
+    @property
+    def source(self) -> EpisodeSource:
+        """Where episodes come from; tests ask more of each class than trainings."""
+        sizes = {name: self.settings[name] for name in ("ways", "shots") if name in self.settings}
+        return make_source(
+            self.settings["dataset"], options=self.settings.get("dataset_kwargs"), queries=self.queries, **sizes
+        )
 
     def config(self, learner: str, seed: int) -> FewShotConfig:
         """The training of one learner."""
@@ -175,7 +183,7 @@ def measure(name: str, learner: str, seed: int) -> dict[str, Any]:
     """Train, or go on, and score."""
     torch.set_num_threads(1)
     problem, home = PROBLEMS[name], trained_on(name, learner)
-    source = FewShotConfig(**problem.settings).source
+    source = problem.source
     if learner in problem.untrained:
         model, trained = make_learner(learner, source.spec, seed=seed), {"training_episodes": 0, "seconds": 0.0}
     else:
@@ -184,7 +192,6 @@ def measure(name: str, learner: str, seed: int) -> dict[str, Any]:
         model, trained = load_few_shot_run(folder), {"training_episodes": config.total_timesteps, "seconds": seconds}
         trained["trained_on"] = home
     steps = problem.steps if hasattr(model, "test_steps") else ()
-    source = source.resized(queries=problem.queries)
     try:
         scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, steps=steps)
     except Diverged as error:  # what is trained for one step need not stand ten

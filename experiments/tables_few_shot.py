@@ -12,23 +12,22 @@ def few_shot() -> str:
     """Accuracy of few-shot learners on unseen classes."""
     found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
-    lines = [f"| learner | {' | '.join(PICTURES)} | episodes | min |", "|---|" + "---|" * (len(PICTURES) + 2)]
+    lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
     for name in names:
-        rows = [next((r for r in found[p] if r["learner"] == name and r["seed"] == 0), None) for p in PICTURES]
-        some = [row for row in rows if row is not None]
-        episodes = " / ".join(f"{n:,}" for n in sorted({row["training_episodes"] for row in some}))
-        minutes = " / ".join(f"{row['seconds'] / 60:.0f}" for row in some)
-        lines.append(f"| {name} | {' | '.join(map(_accuracy, rows))} | {episodes} | {minutes} |")
+        rows = {p: next((r for r in found[p] if r["learner"] == name and r["seed"] == 0), None) for p in PICTURES}
+        lines.append(f"| {name} | {' | '.join(_accuracy(*cell) for cell in rows.items())} |")
     return "\n".join(lines)
 
 
-def _accuracy(row: dict | None) -> str:
-    """In percent; in brackets the interval, then, where queries may be normalised together, so."""
+def _accuracy(problem: str, row: dict | None) -> str:
+    """In percent; in brackets the interval, then, where queries may be normalised together, so; what it was trained for."""
     if row is None:
         return ""
     mean, low, high = (100.0 * x for x in row["scores"]["inductive"])
     together = row["scores"].get("transductive")
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]" + (f"; {100.0 * together[0]:.1f}" if together else "")
+    trained = f"<br>{row['training_episodes']:,}, {row['seconds'] / 60:.0f} min" if row["training_episodes"] else ""
+    score = f"{mean:.1f} [{low:.1f}, {high:.1f}]" + (f"; {100.0 * together[0]:.1f}" if together else "")
+    return score + trained * (row.get("trained_on", problem) == problem)
 
 
 def few_shot_instances() -> str:
