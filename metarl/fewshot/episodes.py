@@ -6,6 +6,7 @@ by one, today or after a resume give the same.
 
 import dataclasses
 import hashlib
+import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,10 +68,12 @@ class EpisodeSource:
     Attributes:
         name: what messages and tables call it.
         splits: known to `episodes`.
+        ahead: batches that `stream` draws together, where it is the beginning that takes time; what is drawn is the same.
     """
 
     name: str
     splits: ClassVar[Sequence[str]] = ("train", "validation", "test")
+    ahead: ClassVar[int] = 1
 
     @property
     def spec(self) -> TaskSpec:
@@ -108,8 +111,12 @@ class EpisodeSource:
         if not workers:
             at = start
             while stop is None or at < stop:
-                end = at + size if stop is None else min(at + size, stop)
-                yield self.episodes(split, range(at, end), seed)
+                end = min(at + size * self.ahead, math.inf if stop is None else stop)
+                drawn = self.episodes(split, range(at, end), seed)
+                if self.ahead == 1:
+                    yield drawn
+                else:
+                    yield from map(Episodes, *(part.split(size) for part in drawn))
                 at = end
             return
         batches = _Batches(self, split, size, seed, start, stop)

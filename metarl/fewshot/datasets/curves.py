@@ -38,6 +38,7 @@ class Curves(EpisodeSource):
     """Points to be asked about."""
 
     splits: ClassVar[Sequence[str]] = ("train", "validation", "test", "ood")
+    ahead: ClassVar[int] = 16
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
     domain: ClassVar[tuple[float, float]]
 
