@@ -25,7 +25,7 @@ from metarl.evaluation.few_shot import FewShotScores
 from metarl.fewshot import EpisodeSource, FewShotConfig, evaluate_learner, make_learner, make_source
 from metarl.fewshot.learners import LEARNERS
 from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
-from metarl.training import load_few_shot_run
+from metarl.fewshot_runs import load_few_shot_run
 from metarl.updates import Diverged
 
 RUNS = Path("runs/few_shot")

@@ -48,9 +48,7 @@ def sinusoids() -> str:
     lines = ["| learner | shots | seed | 1 step | 5 steps | 10 steps | as it is | episodes | min |", "|---|" + "---|" * 8]
     for shots, name in ((5, "sinusoids"), (10, "sinusoids-10")):
         for row in read_result(f"fewshot-{name}.json") or []:
-            scores = [
-                row["scores"].get(key) for key in ("gradient steps 1", "gradient steps 5", "gradient steps 10", "inductive")
-            ]
+            scores = [row["scores"].get(key) for key in MEASURES]
             cells = " | ".join("" if one is None else f"{one[0]:.3g} [{one[1]:.3g}, {one[2]:.3g}]" for one in scores)
             cost = f"{row['training_episodes']:,} | {row['seconds'] / 60:.1f}"
             lines.append(f"| {row['learner']} | {shots} | {row['seed']} | {cells} | {cost} |")

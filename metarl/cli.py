@@ -95,15 +95,16 @@ class _Start:
 def train(args: list[str]) -> None:
     """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`. Or an update rule: `train learned-optimizer`."""
     from metarl.commands import train_in_new_folder
-    from metarl.config import CONFIGS, TrainingConfig
+    from metarl.config import CONFIGS, RunConfig, TrainingConfig
 
+    kinds = {name: kind for name, kind in CONFIGS.items() if kind.commands == RunConfig.commands}
     algorithm, *args = args or ["--help"]
     if algorithm in _HELP:
-        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(CONFIGS)}")
+        print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(kinds)}")
         print(f"presets:    {', '.join(preset_names())}\n\nOptions: metarl train ALGORITHM --help")
         return
-    check_known(f"algorithm {algorithm!r}", algorithm, CONFIGS)
-    if CONFIGS[algorithm] is not TrainingConfig:
+    check_known(f"algorithm {algorithm!r}", algorithm, kinds)
+    if kinds[algorithm] is not TrainingConfig:
         from metarl.optimizer_commands import train_optimizer
 
         return train_optimizer(args)

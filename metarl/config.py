@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+import metarl.fewshot.config  # noqa: F401 - its kind of config puts itself into CONFIGS
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learned_optimizer import OptimizerTraining, OptimizerTrainingConfig, make_problem, make_rule
 from metarl.algorithms.maml import MAMLPPO

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
-from metarl import training
+from metarl import fewshot_runs
 from metarl.commands import train_in_new_folder
 from metarl.evaluation.few_shot_report import FewShotReport
 from metarl.evaluation.report import text_table
@@ -136,9 +136,9 @@ def evaluate(args: list[str]) -> None:
 
     prog = "metarl fewshot evaluate"
     run = parse_options(EvaluateOptions, args, prog=prog).run
-    default = EvaluateOptions(run=run, **shallow(training.few_shot_config(run).evaluation))
+    default = EvaluateOptions(run=run, **shallow(fewshot_runs.few_shot_settings(run)))
     options = shallow(parse_options(EvaluateOptions, args, prog=prog, default=default))
-    _show(*training.evaluate_few_shot_run(options.pop("run"), **options))
+    _show(*fewshot_runs.evaluate_few_shot_run(options.pop("run"), **options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +164,10 @@ def compare(args: list[str]) -> None:
     runs = parse_options(CompareOptions, args, prog=prog).runs
     if len(runs) < 2:
         raise ValueError(f"runs must be at least 2 run folders, got {len(runs)}")
-    default = CompareOptions(runs=runs, **shallow(training.few_shot_config(runs[0]).evaluation))
+    default = CompareOptions(runs=runs, **shallow(fewshot_runs.few_shot_settings(runs[0])))
     options = shallow(parse_options(CompareOptions, args, prog=prog, default=default))
     runs, file = options.pop("runs"), options.pop("out") / "comparison.csv"
-    comparison = training.compare_few_shot_runs(runs, **options)
+    comparison = fewshot_runs.compare_few_shot_runs(runs, **options)
     comparison.save_csv(file)
     comparison.plot(file.with_suffix(".png"))
     comparison.save_html(file.with_suffix(".html"))
@@ -211,8 +211,8 @@ class PredictOptions:
 def predict(args: list[str]) -> None:
     """Let a run's learner adapt to a few examples of your own, and answer for others."""
     options = parse_options(PredictOptions, args, prog="metarl fewshot predict")
-    source = training.few_shot_config(options.run).source
-    learner = training.load_few_shot_run(options.run)
+    config = fewshot_runs.few_shot_config(options.run)
+    source, learner = config.source, fewshot_runs.load_few_shot_run(options.run, config)
     reading = {"label": options.label, "text": options.text, "invert": options.invert}
     with _naming("--support"):
         support, labels = read_support(options.support, source, **reading)

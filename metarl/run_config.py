@@ -80,16 +80,21 @@ class RunConfig:
 
 def from_values(cls: type[T], values: Mapping[str, Any], path: str | Path) -> T:
     """A config from the `values` in the file `path`; what is wrong with them is a `ValueError` that names the file."""
+    check_kind(cls, values, path)
+    try:
+        return from_plain(cls, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_kind(cls: type[RunConfig], values: Mapping[str, Any], path: str | Path) -> None:
+    """A `ValueError`, in one line, unless the `values` in the file `path` are of this kind of config."""
     algorithm = values.get("algorithm")
     kind = CONFIGS.get(algorithm, cls) if isinstance(algorithm, str) else cls
     if kind.commands != cls.commands:
         raise ValueError(f"{path}: algorithm is {algorithm}: use a command of `{kind.commands}`, not of `{cls.commands}`")
     if kind is not cls:
         raise ValueError(f"{path}: algorithm must be {', '.join(cls.algorithms)} here, got {algorithm}")
-    try:
-        return from_plain(cls, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def check_device(name: str) -> None:

@@ -38,16 +38,8 @@ from metarl.evaluation import (
     remember,
     write_report,
 )
-from metarl.evaluation.few_shot import FewShotComparison, FewShotScores, compare_few_shot
-from metarl.fewshot.config import FewShotConfig, FewShotEvaluation
-from metarl.fewshot.evaluate import evaluate_learner
-from metarl.fewshot.gradient import GradientLearner
-from metarl.fewshot.learner import FewShotLearner
-from metarl.fewshot.learners import LEARNERS, make_learner
-from metarl.fewshot.networks import NETWORK
 from metarl.interrupts import StopOnInterrupt, graceful_interrupts
 from metarl.outer_loop import OuterLoop
-from metarl.plain import shallow
 from metarl.run_folder import RunFolder, RunFolderError
 from metarl_envs.family import check_at_least
 
@@ -108,12 +100,12 @@ def load_run(folder: str | Path) -> MetaAlgorithm:
         RunFolderError: when `folder` is no run folder, or holds no checkpoint yet.
         CheckpointError: when no checkpoint is readable.
     """
-    return _load(folder, run_config(RunFolder.open(folder)))
+    return load_newest(folder, run_config(RunFolder.open(folder)))
 
 
 def load_optimizer_run(folder: str | Path) -> OptimizerTraining:
     """The training of an update rule, as of its newest readable checkpoint; errors as in `load_run`."""
-    return _load(folder, OptimizerConfig.from_yaml(RunFolder.open(folder).config_file))
+    return load_newest(folder, OptimizerConfig.from_yaml(RunFolder.open(folder).config_file))
 
 
 def run_config(run: RunFolder) -> TrainingConfig:
@@ -194,86 +186,6 @@ def evaluate_optimizer_run(
     return curve, file
 
 
-def evaluate_few_shot_run(folder: str | Path, *, progress_bar: bool = True, **settings: Any) -> tuple[FewShotScores, Path]:
-    """Measure a few-shot run; returns what was found and the CSV file in its folder, with picture, page and NPZ beside it.
-
-    They are `fewshot.csv` and so on for the episodes that the run's config says; what differs from these is in the names of
-    others, such as `fewshot_ood_5-shot_100-episodes.csv`.
-
-    Args:
-        folder: the run.
-        progress_bar: show one.
-        settings: fields of `FewShotEvaluation`, over the run's own.
-
-    Raises:
-        ValueError: in one line, at settings that do not fit the run.
-    """
-    config = few_shot_config(folder)
-    settings = dataclasses.replace(config.evaluation, **settings)
-    _check_steps([folder], settings)
-    scores = _few_shot_scores(folder, config, settings, progress_bar)
-    file = few_shot_file(folder, config, settings)
-    scores.save_csv(file)
-    scores.plot(file.with_suffix(".png"))
-    scores.save_html(file.with_suffix(".html"), config={**config.plain(), "evaluation": shallow(settings)})
-    scores.save_npz(file.with_suffix(".npz"))
-    return scores, file
-
-
-def compare_few_shot_runs(folders: Sequence[str | Path], *, progress_bar: bool = True, **settings: Any) -> FewShotComparison:
-    """Put few-shot runs side by side on the same episodes, under the names of their folders.
-
-    Runs that were not so evaluated yet, or have trained on since, are evaluated first. What that gives is kept for the next
-    time in their folders, as `fewshot_compared.npz` and so on: files of `evaluate_few_shot_run` are read, never replaced.
-
-    Args:
-        folders: the runs; the first is what the others are compared with, and its config makes the references.
-        progress_bar: show one for each evaluation.
-        settings: fields of `FewShotEvaluation`, over those of the first run's config.
-
-    Raises:
-        ValueError: in one line, at a run that is given twice, and when the runs' episodes differ, naming two of them.
-    """
-    places = [Path(folder).resolve() for folder in folders]
-    for i, folder in enumerate(folders):
-        if places[i] in places[:i]:
-            raise ValueError(f"runs must be different ones, but {folder} is given twice")
-    settings = dataclasses.replace(few_shot_config(folders[0]).evaluation, **settings)
-    _check_steps(folders, settings)
-    scores = []
-    for folder in folders:
-        config = few_shot_config(folder)
-        asked = settings if _takes_steps(folder, settings) else dataclasses.replace(settings, step_curve=())
-        file = few_shot_file(folder, config, asked).with_suffix(".npz")
-        kept = file.with_name(f"{file.stem}_compared.npz")
-        known = [FewShotScores.load(path) for path in (file, kept) if path.exists()]
-        done = next((one for one in known if _is_up_to_date(one, folder, config, asked)), None)
-        if done is None:
-            done = _few_shot_scores(folder, config, asked, progress_bar)
-            done.save_npz(kept)
-        scores.append(done.part(asked.references, asked.step_curve, asked.shot_curve))
-        settings = dataclasses.replace(settings, references=())  # they are the same for all
-    names = [Path(folder).resolve().name for folder in folders]
-    return compare_few_shot(scores, names if len({*names}) == len(names) else [str(folder) for folder in folders])
-
-
-def load_few_shot_run(folder: str | Path) -> FewShotLearner:
-    """The learner of a few-shot run, as of its newest readable checkpoint; errors as in `load_run`."""
-    return _load(folder, few_shot_config(folder)).learner.eval()
-
-
-def few_shot_config(folder: str | Path) -> FewShotConfig:
-    """The config of a few-shot run. Raises `ValueError`, naming the file, when it is not one."""
-    return FewShotConfig.from_yaml(RunFolder.open(folder).config_file)
-
-
-def few_shot_file(folder: str | Path, config: FewShotConfig, settings: FewShotEvaluation) -> Path:
-    """Where `evaluate_few_shot_run` writes its table: the name holds how episodes differ from those of the run's config."""
-    own, asked = (_of_episodes(config, one) for one in (config.evaluation, settings))
-    parts = [_IN_NAMES[name].format(value) for name, value in asked.items() if value != own[name]]
-    return Path(folder) / f"{'_'.join(['fewshot', *parts])}.csv"
-
-
 def show_memory(
     folder: str | Path, *, split: str, deterministic: bool = False, episodes: int | None = None, seed: int = 0
 ) -> tuple[Path, Reach]:
@@ -347,8 +259,22 @@ def compare_runs(
     done = [curve if curve and curve.num_episodes == shared["episodes"] else None for curve in done]
     shared |= {"split": split, "deterministic": deterministic, "progress_bar": progress_bar}
     curves = [curve or evaluate_run(folder, **shared) for folder, curve in zip(folders, done, strict=True)]
+    return compare(curves, run_names(folders))
+
+
+def load_newest(folder: str | Path, config: RunConfig) -> Any:
+    """What was trained in `folder`, whose config this is, as of its newest readable checkpoint; errors as in `load_run`."""
+    found = CheckpointStore(RunFolder.open(folder).checkpoints, config.keep).latest()
+    if found is None:
+        raise RunFolderError(f"{folder} holds no checkpoint yet: train it with `metarl resume {folder}`")
+    torch.set_num_threads(config.threads)
+    return config.restore(found[1])
+
+
+def run_names(folders: Sequence[str | Path]) -> list[str]:
+    """What to call runs that are compared: their folders' names, or paths where names repeat."""
     names = [Path(folder).resolve().name for folder in folders]
-    return compare(curves, names if len({*names}) == len(names) else [str(folder) for folder in folders])
+    return names if len({*names}) == len(names) else [str(folder) for folder in folders]
 
 
 def curve_file(folder: str | Path, split: str, deterministic: bool = False) -> Path:
@@ -370,82 +296,6 @@ def recall_file(curve: Path) -> Path:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _load(folder: str | Path, config: RunConfig) -> Any:
-    found = CheckpointStore(RunFolder.open(folder).checkpoints, config.keep).latest()
-    if found is None:
-        raise RunFolderError(f"{folder} holds no checkpoint yet: train it with `metarl resume {folder}`")
-    torch.set_num_threads(config.threads)
-    return config.restore(found[1])
-
-
-_IN_NAMES = {
-    "split": "{}",
-    "ways": "{}-way",
-    "shots": "{}-shot",
-    "queries": "{}-query",
-    "episodes": "{}-episodes",
-    "seed": "seed-{}",
-}
-"""What decides the episodes of an evaluation, and how it stands in the names of files."""
-
-
-def _of_episodes(config: FewShotConfig, settings: FewShotEvaluation) -> dict[str, Any]:
-    """What decides the episodes, by name; as in training where `settings` leave it open."""
-    asked = {name: getattr(settings, name) for name in _IN_NAMES}
-    return {name: getattr(config, name) if value is None else value for name, value in asked.items()}
-
-
-def _few_shot_scores(
-    folder: str | Path, config: FewShotConfig, settings: FewShotEvaluation, progress_bar: bool
-) -> FewShotScores:
-    model = _load(folder, config)
-    source = config.source_with(ways=settings.ways, shots=settings.shots, queries=settings.queries)
-    references = {}
-    for name in settings.references:
-        options = {k: v for k, v in config.learner_kwargs.items() if k in NETWORK} if name == "from_scratch" else {}
-        references[name] = make_learner(name, source.spec, options, config.seed).to(config.device)
-    scores = evaluate_learner(
-        model.learner,
-        source,
-        name=config.learner,
-        split=settings.split,
-        num_episodes=settings.episodes,
-        seed=settings.seed,
-        references=references,
-        steps=settings.step_curve,
-        shots=settings.shot_curve,
-        training_episodes=model.num_timesteps,
-        progress_bar=progress_bar,
-    )
-    options = [f"{k}: {Path(v).name if k == 'path' else v}" for k, v in config.dataset_kwargs.items()]
-    return dataclasses.replace(scores, dataset=f"{scores.dataset} ({', '.join(options)})") if options else scores
-
-
-def _is_up_to_date(scores: FewShotScores, folder: str | Path, config: FewShotConfig, settings: FewShotEvaluation) -> bool:
-    """Whether `scores` hold what `settings` ask for, and are of the run as it is now."""
-    ways = scores.outputs if scores.accuracy else config.ways
-    found = (scores.split, ways, scores.shots, scores.queries, scores.num_episodes, scores.seed)
-    return (
-        found == tuple(_of_episodes(config, settings).values())
-        and scores.training_episodes == RunFolder.open(folder).progress().get("num_timesteps")
-        and {*settings.references} <= {one.name for one in scores.references}
-        and all(any(k in one.by_step for one in (scores, *scores.references)) for k in settings.step_curve)
-        and all(k in scores.by_shot for k in settings.shot_curve)
-    )
-
-
-def _check_steps(folders: Sequence[str | Path], settings: FewShotEvaluation) -> None:
-    if settings.step_curve and not any(_takes_steps(folder, settings) for folder in folders):
-        steps = " ".join(map(str, settings.step_curve))
-        raise ValueError(f"--step-curve must be left out where no learner takes gradient steps, got {steps}")
-
-
-def _takes_steps(folder: str | Path, settings: FewShotEvaluation) -> bool:
-    """Whether the run's learner does, or one of the references."""
-    names = (RunFolder.open(folder).config.get("learner"), *settings.references)
-    return any(issubclass(LEARNERS.get(name, object), GradientLearner) for name in names)
-
-
 def _learn(
     model: MetaAlgorithm | OuterLoop, config: RunConfig, run: RunFolder, callback: MaybeCallback, progress_bar: bool
 ) -> MetaAlgorithm | OuterLoop:
@@ -460,7 +310,7 @@ def _learn(
         model.learn(
             remaining,
             callbacks,
-            log_interval=getattr(model, "log_interval", 1),
+            log_interval=model.log_interval,
             reset_num_timesteps=False,
             progress_bar=progress_bar,
         )

@@ -16,7 +16,8 @@ from metarl import cli
 from metarl.config import TrainingConfig, read_config
 from metarl.evaluation.few_shot import FewShotScores
 from metarl.fewshot.config import FewShotConfig
-from metarl.training import Interrupted, load_few_shot_run, resume, train
+from metarl.fewshot_runs import load_few_shot_run
+from metarl.training import Interrupted, resume, train
 
 QUIET = "--no-progress-bar"
 CURVES = {

@@ -43,6 +43,7 @@ class MetaAlgorithm(BaseAlgorithm):
     """
 
     config_class: ClassVar[type]
+    log_interval = 1  # iterations between two lines in the log of a run folder
     family: TaskFamily
     envs: TaskVectorEnv
     _before_iteration: dict[str, Any] | None = None

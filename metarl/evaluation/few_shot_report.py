@@ -1,6 +1,5 @@
 """Tables, pictures and pages of what few-shot learners score, side by side."""
 
-import html
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 from metarl.evaluation.few_shot_plots import plot_few_shot
 from metarl.evaluation.report import (
     decimals,
+    html_ending,
     html_facts,
     html_figure,
     html_page,
     html_table,
-    readable,
     save_page,
     save_rows,
     show_estimate,
     text_table,
-    versions,
 )
 from metarl.evaluation.statistics import Estimate, paired_difference
 
@@ -157,9 +155,7 @@ class FewShotReport(ABC):
             timed = "" if one.cost is None else f", timed with {one.cost.batch} side by side on {one.cost.threads} thread(s)"
             facts[name] = one.name + trained + timed
         sections.append(html_facts(facts))
-        if config is not None:
-            sections += ["<h2>Configuration</h2>", f"<pre>{html.escape(readable(config))}</pre>"]
-        sections += ["<h2>Versions</h2>", html_facts(versions())]
+        sections += html_ending(config)
         return save_page(path, html_page(title or ", ".join(names), f"on {first.subject}", sections))
 
 

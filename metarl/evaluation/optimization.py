@@ -16,7 +16,7 @@ from metarl.evaluation.report import (
     html_figure,
     html_page,
     html_table,
-    readable,
+    html_yaml,
     save_page,
     save_rows,
     show_estimate,
@@ -153,7 +153,7 @@ class OptimizationCurve:
             html_facts({"problems": self.task_hash, "seed": self.seed, **versions()}),
         ]
         if config is not None:
-            sections.append(f"<details><summary>Configuration</summary><pre>{readable(config)}</pre></details>")
+            sections.append(f"<details><summary>Configuration</summary>{html_yaml(config)}</details>")
         return save_page(path, html_page(f"{self.name} as an optimizer", self.subject, sections))
 
     # -- keeping ---------------------------------------------------------------------------------------------------

@@ -82,6 +82,17 @@ def html_page(title: str, subtitle: str, sections: Sequence[str]) -> str:
     return _PAGE.format(title=title, subtitle=subtitle, style=_STYLE, body="\n".join(sections))
 
 
+def html_ending(config: Mapping[str, Any] | None) -> list[str]:
+    """The last sections of a page: `config`, where there is one, and versions."""
+    configuration = [] if config is None else ["<h2>Configuration</h2>", html_yaml(config)]
+    return [*configuration, "<h2>Versions</h2>", html_facts(versions())]
+
+
+def html_yaml(config: Mapping[str, Any]) -> str:
+    """`config` as YAML."""
+    return f"<pre>{html.escape(readable(config))}</pre>"
+
+
 def versions() -> dict[str, str]:
     """Python's version and those of the installed `PACKAGES`."""
     found = {"Python": platform.python_version()}
@@ -128,9 +139,7 @@ def write_report(
     scaled = any("random to" in title for curve in named.values() for title in curve.table_rows()[0])
     sections.append(f'<p class="note">{html.escape(_NOTE + _SCALE_NOTE * scaled)}</p>')
     sections += ["<h2>What was run</h2>", html_facts({**run_facts(first), **(facts or {})})]
-    if config is not None:
-        sections += ["<h2>Configuration</h2>", f"<pre>{html.escape(readable(config))}</pre>"]
-    sections += ["<h2>Versions</h2>", html_facts(versions())]
+    sections += html_ending(config)
     return save_page(path, html_page(title or first.name, f"on {first.label}", sections))
 
 

@@ -39,9 +39,18 @@ class Episodes(NamedTuple):
 
     def shuffled(self) -> "Episodes":
         """The same with support sets in an order drawn by PyTorch's global generator."""
-        rows = torch.arange(len(self.support_x), device=self.support_x.device)[:, None]
-        order = torch.rand(self.support_x.shape[:2]).argsort(1).to(rows)  # the same on every device
-        return self._replace(support_x=self.support_x[rows, order], support_y=self.support_y[rows, order])
+        order = permutations(*self.support_x.shape[:2])
+        return self._replace(support_x=in_order(self.support_x, order), support_y=in_order(self.support_y, order))
+
+
+def permutations(rows: int, length: int, generator: torch.Generator | None = None) -> Tensor:
+    """A permutation in each row, `[rows, length]`; the same whatever the device of what is permuted."""
+    return torch.rand(rows, length, generator=generator).argsort(1)
+
+
+def in_order(x: Tensor, order: Tensor) -> Tensor:
+    """`x [N, T, ...]` with each row in its `order [N, M]`."""
+    return x[torch.arange(len(x), device=x.device)[:, None], order.to(x.device)]
 
 
 @dataclass(frozen=True)
@@ -113,10 +122,7 @@ class EpisodeSource:
             while stop is None or at < stop:
                 end = min(at + size * self.ahead, math.inf if stop is None else stop)
                 drawn = self.episodes(split, range(at, end), seed)
-                if self.ahead == 1:
-                    yield drawn
-                else:
-                    yield from map(Episodes, *(part.split(size) for part in drawn))
+                yield from map(Episodes, *(part.split(size) for part in drawn))
                 at = end
             return
         batches = _Batches(self, split, size, seed, start, stop)

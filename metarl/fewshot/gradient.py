@@ -45,8 +45,6 @@ class GradientLearner(FewShotLearner):
         ValueError: in one line, at an unknown rule or values out of range; while adapting, `Diverged`.
     """
 
-    functional: bool = False
-    """Use `torch.func`'s gradients, which `torch.compile` understands; the numbers are the same."""
     default_rate: ClassVar[float | None] = None
     """By default 0.1 in classification and 0.01 in regression, whose errors are larger numbers."""
 

@@ -21,6 +21,8 @@ class FewShotLearner(nn.Module):
         kinds: of tasks that it can learn.
         any_ways: whether it takes tasks with other numbers of classes than it was made for.
         trained: whether there is anything to train over tasks.
+        functional: let gradients that it takes be those of `torch.func`, which `torch.compile` understands; the numbers are
+            the same.
         draws: whether `losses` draws random numbers (by PyTorch's global generator, which the trainer seeds).
     """
 
@@ -28,6 +30,7 @@ class FewShotLearner(nn.Module):
     any_ways: ClassVar[bool] = False
     trained: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    functional: bool = False
 
     def __init__(self, spec: TaskSpec):
         super().__init__()

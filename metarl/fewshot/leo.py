@@ -67,8 +67,6 @@ class LEO(FewShotLearner):
 
     draws = True
     any_ways = True
-    functional: bool = False
-    """As in `metarl.fewshot.gradient.GradientLearner`."""
 
     def __init__(
         self,

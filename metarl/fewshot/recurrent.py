@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from metarl.fewshot.episodes import Episodes, TaskSpec
+from metarl.fewshot.episodes import Episodes, TaskSpec, in_order, permutations
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import Stats, embedding
 from metarl.memory import CORES, State
@@ -91,7 +91,7 @@ class MemoryLearner(FewShotLearner):
     def losses(self, episodes: Episodes, transductive: bool = False) -> Tensor:
         """The error at all steps of shuffled sequences; with labels at once, on queries after shuffled support sets."""
         if self.late_labels:
-            order = _shuffled(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1])
+            order = permutations(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1])
             return self.task_losses(*self.recite(episodes, order, transductive))
         return super().losses(episodes.shuffled(), transductive)
 
@@ -113,9 +113,8 @@ class MemoryLearner(FewShotLearner):
             raise ValueError("late_labels must be true for answers at every step, got False")
         support, stats = self._features(episodes.support_x)
         query, _ = self._features(episodes.query_x, None if transductive else stats)
-        order = order.to(support.device)
-        x = _in_order(torch.cat([support, query], 1), order)
-        y = _in_order(torch.cat([episodes.support_y, episodes.query_y], 1), order)
+        x = in_order(torch.cat([support, query], 1), order)
+        y = in_order(torch.cat([episodes.support_y, episodes.query_y], 1), order)
         outputs, _ = self._scan(x, self._labels(y)[:, :-1], self.core.initial_state(len(x)))
         return outputs, y
 
@@ -145,7 +144,7 @@ def accuracy_by_instance(learner: MemoryLearner, episodes: Episodes, generator: 
     """
     if not learner.spec.classification:
         raise ValueError("tasks must be classification for accuracy by instance, got regression")
-    order = _shuffled(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1], generator)
+    order = permutations(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1], generator)
     outputs, labels = learner.recite(episodes, order)
     came = nn.functional.one_hot(labels, learner.spec.outputs)
     instance = came.cumsum(1).gather(-1, labels[..., None])[..., 0] - 1
@@ -153,13 +152,3 @@ def accuracy_by_instance(learner: MemoryLearner, episodes: Episodes, generator: 
     total = right.new_zeros(int(instance.max()) + 1)
     share = total.index_add(0, instance.flatten(), right.flatten()) / instance.flatten().bincount()
     return share.to(torch.get_default_dtype())
-
-
-def _shuffled(rows: int, length: int, generator: torch.Generator | None = None) -> Tensor:
-    """A permutation in each row, `[rows, length]`; the same on every device."""
-    return torch.rand(rows, length, generator=generator).argsort(1)
-
-
-def _in_order(x: Tensor, order: Tensor) -> Tensor:
-    """`x [N, T, ...]` with each row in its `order [N, T]`."""
-    return x[torch.arange(len(x), device=x.device)[:, None], order]

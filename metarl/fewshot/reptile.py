@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarl.batched import for_tasks
-from metarl.fewshot.episodes import Episodes, TaskSpec
+from metarl.fewshot.episodes import Episodes, TaskSpec, in_order, permutations
 from metarl.fewshot.gradient import GradientLearner
 from metarl.plain import check_count
 from metarl.updates import inner_step
@@ -50,13 +50,11 @@ class Reptile(GradientLearner):
     def _trained(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         params = for_tasks(self.network.initial_params(), len(x))
         state = self.rule.init({name: params[name] for name in self.adapted})
-        orders = torch.cat(
-            [torch.rand(x.shape[:2]).argsort(1) for _ in range(-(-self.steps * self.batch_size // x.shape[1]))], 1
-        )
-        tasks = torch.arange(len(x))[:, None]
+        rounds = -(-self.steps * self.batch_size // x.shape[1])
+        orders = torch.cat([permutations(*x.shape[:2]) for _ in range(rounds)], 1)
         for step in range(self.steps):
-            chosen = orders[:, step * self.batch_size : (step + 1) * self.batch_size].to(x.device)
-            part_x, part_y = x[tasks, chosen], y[tasks, chosen]
+            chosen = orders[:, step * self.batch_size : (step + 1) * self.batch_size]
+            part_x, part_y = in_order(x, chosen), in_order(y, chosen)
             params, state, _ = inner_step(
                 self.rule,
                 params,

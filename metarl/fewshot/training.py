@@ -128,8 +128,7 @@ class FewShotTraining(OuterLoop):
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
-        if hasattr(self.learner, "functional"):
-            self.learner.functional = True
+        self.learner.functional = True
         # shapes and the learner stay as they are while it is trained: nothing need be looked at before each call
         options = {
             "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,

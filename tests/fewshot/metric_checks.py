@@ -1,5 +1,7 @@
 """What every learner that compares queries with a support set has to hold to."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.episodes import Episodes, TaskSpec
+from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import TaskNetwork
 
 PICTURES = TaskSpec(shape=(1, 12, 12), outputs=3)
@@ -47,12 +50,12 @@ def check_tasks_are_apart(learner):
     data = episodes(learner.spec)
     kept = learner.condition(data.support_x, data.support_y)
     assert all(len(part) == 3 for part in tree_leaves(kept))
-    losses = learner.losses(data)
+    losses_of = partial(FewShotLearner.losses, learner) if learner.draws else learner.losses  # without draws
+    losses = losses_of(data)
     assert losses.shape == (3,)
     for n in range(3):
         alone = Episodes(*(part[n : n + 1] for part in data))
-        if not learner.draws:
-            torch.testing.assert_close(losses[n : n + 1], learner.losses(alone))
+        torch.testing.assert_close(losses[n : n + 1], losses_of(alone))
         for transductive in (False, True):
             outputs = learner.answer(kept, data.query_x, transductive)
             assert outputs.shape == (3, data.query_x.shape[1], learner.spec.outputs)
@@ -98,6 +101,17 @@ def check_every_parameter_learns(learner):
     for name, value in learner.named_parameters():
         assert value.grad is not None, name
         assert value.grad.isfinite().all(), name
+
+
+def check_tasks_queries_and_orders(learner, order_matters=False):
+    """All of these, of a learner that takes any number of ways; on pictures it normalises."""
+    check_tasks_are_apart(learner)
+    check_queries(learner, normalises=learner.spec is PICTURES)
+    check_support_order(learner, matters=order_matters)
+    if learner.spec.classification:
+        check_label_order(learner)
+        check_other_ways(learner)
+    check_every_parameter_learns(learner)
 
 
 def vectors_in_noise(shots=1):

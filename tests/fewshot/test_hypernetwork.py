@@ -6,13 +6,8 @@ from metric_checks import (
     NUMBERS,
     PICTURES,
     VECTORS,
-    check_every_parameter_learns,
-    check_label_order,
     check_learns,
-    check_other_ways,
-    check_queries,
-    check_support_order,
-    check_tasks_are_apart,
+    check_tasks_queries_and_orders,
     episodes,
     moved,
     train,
@@ -82,14 +77,7 @@ def test_the_loss(spec):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_tasks_queries_and_orders(spec):
-    learner = make(spec)
-    check_every_parameter_learns(learner)
-    check_tasks_are_apart(learner)
-    check_queries(learner, normalises=spec is PICTURES)
-    check_support_order(learner)
-    if spec.classification:
-        check_label_order(learner)
-        check_other_ways(learner)
+    check_tasks_queries_and_orders(make(spec))
 
 
 def test_texts_are_read_as_features():

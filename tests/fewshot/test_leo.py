@@ -9,12 +9,7 @@ from metric_checks import (
     PICTURES,
     VECTORS,
     accuracy,
-    check_every_parameter_learns,
-    check_label_order,
-    check_other_ways,
-    check_queries,
-    check_support_order,
-    check_tasks_are_apart,
+    check_tasks_queries_and_orders,
     episodes,
     moved,
     vectors_in_noise,
@@ -24,7 +19,6 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from metarl.fewshot.datasets.curves import Sinusoids
 from metarl.fewshot.episodes import Episodes, TaskSpec
-from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.leo import LEO
 from metarl.fewshot.training import FewShotTraining
 from metarl.updates import Diverged
@@ -170,15 +164,7 @@ def test_nothing_is_drawn_after_meta_training(spec):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_tasks_queries_and_orders(spec):
-    learner = make(spec)
-    check_every_parameter_learns(learner)
-    check_queries(learner, normalises=spec is PICTURES)
-    check_support_order(learner)
-    if spec.classification:
-        check_label_order(learner)
-        check_other_ways(learner)
-    learner.losses = lambda data: FewShotLearner.losses(learner, data)  # without draws
-    check_tasks_are_apart(learner)
+    check_tasks_queries_and_orders(make(spec))
 
 
 @pytest.mark.usefixtures("double")

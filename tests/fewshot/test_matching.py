@@ -9,13 +9,8 @@ from metric_checks import (
     PICTURES,
     VECTORS,
     as_it_is,
-    check_every_parameter_learns,
-    check_label_order,
     check_learns,
-    check_other_ways,
-    check_queries,
-    check_support_order,
-    check_tasks_are_apart,
+    check_tasks_queries_and_orders,
     episodes,
     moved,
     train,
@@ -108,14 +103,7 @@ def test_against_the_equations(spec, steps):
 @pytest.mark.parametrize("fce", [False, True])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_tasks_queries_and_orders(spec, fce):
-    learner = make(spec, fce=fce)
-    check_tasks_are_apart(learner)
-    check_queries(learner, normalises=spec is PICTURES)
-    check_support_order(learner, matters=fce)
-    if spec.classification:
-        check_label_order(learner)
-        check_other_ways(learner)
-    check_every_parameter_learns(learner)
+    check_tasks_queries_and_orders(make(spec, fce=fce), order_matters=fce)
 
 
 def test_logits_are_log_probabilities_however_sure():

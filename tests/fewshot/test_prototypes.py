@@ -7,13 +7,8 @@ from metric_checks import (
     PICTURES,
     VECTORS,
     as_it_is,
-    check_every_parameter_learns,
-    check_label_order,
     check_learns,
-    check_other_ways,
-    check_queries,
-    check_support_order,
-    check_tasks_are_apart,
+    check_tasks_queries_and_orders,
     episodes,
     moved,
     vectors_in_noise,
@@ -63,13 +58,7 @@ def test_squared_distances():
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_tasks_queries_and_orders(spec):
-    learner = make(spec)
-    check_tasks_are_apart(learner)
-    check_queries(learner, normalises=spec is PICTURES)
-    check_support_order(learner)
-    check_label_order(learner)
-    check_other_ways(learner)
-    check_every_parameter_learns(learner)
+    check_tasks_queries_and_orders(make(spec))
 
 
 def test_it_learns():

@@ -6,13 +6,9 @@ from metric_checks import (
     NUMBERS,
     PICTURES,
     VECTORS,
-    check_every_parameter_learns,
-    check_label_order,
     check_learns,
-    check_other_ways,
     check_queries,
-    check_support_order,
-    check_tasks_are_apart,
+    check_tasks_queries_and_orders,
     episodes,
     moved,
     pictures,
@@ -92,13 +88,7 @@ def test_pairs_are_normalised_by_the_support_sets():
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_tasks_queries_and_orders(spec):
-    learner = make(spec)
-    check_tasks_are_apart(learner)
-    check_queries(learner, normalises=spec is PICTURES)
-    check_support_order(learner)
-    check_label_order(learner)
-    check_other_ways(learner)
-    check_every_parameter_learns(learner)
+    check_tasks_queries_and_orders(make(spec))
 
 
 @pytest.mark.usefixtures("double")

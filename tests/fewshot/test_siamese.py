@@ -9,13 +9,8 @@ from metric_checks import (
     PICTURES,
     VECTORS,
     as_it_is,
-    check_every_parameter_learns,
-    check_label_order,
     check_learns,
-    check_other_ways,
-    check_queries,
-    check_support_order,
-    check_tasks_are_apart,
+    check_tasks_queries_and_orders,
     episodes,
     moved,
     vectors_in_noise,
@@ -85,13 +80,7 @@ def test_pair_by_pair(spec, distance):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("spec", "distance"), KINDS)
 def test_tasks_queries_and_orders(spec, distance):
-    learner = make(spec, distance)
-    check_tasks_are_apart(learner)
-    check_queries(learner, normalises=spec is PICTURES)
-    check_support_order(learner)
-    check_label_order(learner)
-    check_other_ways(learner)
-    check_every_parameter_learns(learner)
+    check_tasks_queries_and_orders(make(spec, distance))
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
