@@ -1,7 +1,7 @@
 """Gradients for the training of update rules, estimated from short windows of long inner trainings, `N` side by side.
 
 - `TBPTT`: back-propagation through the steps of a window, what came before it taken as constant (Andrychowicz et al. 2016,
-  section 2.1). The gradients that a rule is given are constants (the dashed edges of figure 2), and so is its first state.
+  section 2.1). The gradients that a rule is given are constants (the dashed edges of figure 2) where it is `first_order`.
 - `PES`: persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled
   computation graphs with persistent evolution strategies", algorithm 2), which needs no derivatives and no loss that has
   any. Inner trainings run in antithetic pairs; what a pair's weights were moved by is summed over all windows since the
@@ -146,17 +146,30 @@ class Estimator:
 class TBPTT(Estimator):
     """Truncated back-propagation through time.
 
-    The gradient of a window is that of the objective after each of its steps. The losses' own graphs are never kept:
-    their gradients with respect to the inner parameters are known from the inner steps, and where back-propagation through
-    the rule starts. Rows that are not finite are left out of the estimate.
+    The gradient of a window is that of the objective after each of its steps. The losses' gradients with respect to the
+    inner parameters are known from the inner steps; they are where back-propagation through the rule starts, so in first
+    order no loss keeps its graph. Rows that are not finite are left out of the estimate.
 
     Args:
         steps: see `Estimator`.
         objective: "loss", "relative" or "log"; see `Objective`.
         lengths: see `Estimator`.
+        first_order: whether gradients that the rule is given count as constants. Otherwise the estimate is exact within a
+            window: what an inner step does to the gradients after it (the inner losses' second derivatives) counts too,
+            as far as the rule lets derivatives through.
     """
 
     objectives = ("loss", "relative", "log")
+
+    def __init__(
+        self,
+        steps: int = 20,
+        objective: Objective = "loss",
+        lengths: tuple[int, int] | None = None,
+        first_order: bool = True,
+    ):
+        super().__init__(steps, objective, lengths)
+        self.first_order = first_order
 
     def step(self) -> tuple[Gradients, dict[str, float]]:
         """As in the base class."""
@@ -189,14 +202,15 @@ class TBPTT(Estimator):
         outputs, pulls, seen = [], [], []
         with torch.enable_grad():
             for step, batch in enumerate(batches):
-                grads, losses = self.problem.gradients(run.params, run.instances, batch)
-                seen.append(losses)
+                constant = self.first_order or step in (0, self.steps)  # nothing was learned before, or follows after
+                grads, losses = self.problem.gradients(run.params, run.instances, batch, constant)
+                seen.append(losses.detach())
                 if step == 0:
-                    firsts = torch.where(new, losses.abs(), firsts)
+                    firsts = torch.where(new, seen[0].abs(), firsts)
                 else:
-                    slopes = self._slopes(losses, firsts) / (len(losses) * self.steps)
+                    slopes = self._slopes(seen[-1], firsts) / (len(losses) * self.steps)
                     outputs += [run.params[name] for name in grads]
-                    pulls += [slopes.view(-1, *[1] * (grad.ndim - 1)) * grad for grad in grads.values()]
+                    pulls += [slopes.view(-1, *[1] * (grad.ndim - 1)) * grad.detach() for grad in grads.values()]
                 if step < self.steps:
                     params, state = self.rule.update(grads, run.state, run.params, losses)
                     run = run._replace(params=params, state=state, age=run.age + 1)

@@ -50,6 +50,8 @@ class OptimizerTrainingConfig:
     """Steps of the longest inner training; by default as long as evaluated."""
     objective: Objective | None = None
     """What is made small: loss, relative, log, deviation, rank (these with pes only); by default relative or deviation."""
+    first_order: bool = True
+    """Whether tbptt leaves out second derivatives of the inner losses; with them it costs twice as much."""
     sigma: float = 0.02
     """Standard deviation of the perturbations of pes."""
     learning_rate: float = 1e-3
@@ -96,7 +98,7 @@ class OptimizerTrainingConfig:
         lengths = (self.shortest, self.longest)
         if self.estimator == "pes":
             return PES(self.window, self.objective, lengths, self.sigma)
-        return TBPTT(self.window, self.objective, lengths)
+        return TBPTT(self.window, self.objective, lengths, self.first_order)
 
 
 class OptimizerTraining(OuterLoop):

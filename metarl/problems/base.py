@@ -70,13 +70,17 @@ class Problem:
         """One loss per row `[N]`, of its own parameters only, that can be differentiated."""
         raise NotImplementedError
 
-    def gradients(self, params: Params, instances: Instances, batch: Any) -> tuple[Params, Tensor]:
-        """Gradients `[N, ...]` of each row's own loss, and the losses `[N]`, both as constants."""
+    def gradients(self, params: Params, instances: Instances, batch: Any, first_order: bool = True) -> tuple[Params, Tensor]:
+        """Gradients `[N, ...]` of each row's own loss, and the losses `[N]`.
+
+        Where `first_order` both are constants; otherwise both can be differentiated by `params`, which require gradients.
+        """
         with torch.enable_grad():
-            params = {name: value.detach().requires_grad_() for name, value in params.items()}
+            if first_order:
+                params = {name: value.detach().requires_grad_() for name, value in params.items()}
             losses = self.losses(params, instances, batch)
-            found = torch.autograd.grad(losses.sum(), params.values())
-        return dict(zip(params, found, strict=True)), losses.detach()
+            found = torch.autograd.grad(losses.sum(), params.values(), create_graph=not first_order)
+        return dict(zip(params, found, strict=True)), losses.detach() if first_order else losses
 
     def begin(self, rule: UpdateRule, instances: Instances, rng: np.random.Generator, copies: int = 1) -> Run:
         """Inner trainings at their start, `copies` times as many as there are instances."""

@@ -15,6 +15,7 @@ from metarl.updates import RULES, Coordinatewise
 
 LEARNED = ("learned", "lstm", "lstm_meta_learner", "optim4rl")
 PARAMS = {"x": torch.zeros(4)}
+QUADRATICS = Quadratics(dimensions=4)
 
 
 class LearnedMomentum(Coordinatewise):
@@ -122,8 +123,8 @@ def transformed(losses, first, objective):
     return losses / first if objective == "relative" else losses
 
 
-def window_by_window(problem, rule, weights, run, batches, steps, objective):
-    """The objective of each window by a loop over rows, where a window starts at constants and gradients are constants."""
+def window_by_window(problem, rule, weights, run, batches, steps, objective, first_order):
+    """The objective of each window by a loop over rows, a window starts at constants, gradients may be some."""
     totals = []
     for row in range(len(run.age)):
         params = {name: value[row : row + 1] for name, value in run.params.items()}
@@ -134,26 +135,33 @@ def window_by_window(problem, rule, weights, run, batches, steps, objective):
             total = 0
             for step in range(steps + 1):
                 batch = tree_map(lambda leaf, row=row: leaf[row : row + 1], batches[window * (steps + 1) + step])
-                leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-                loss = problem.losses(leaves, instances, batch)
-                grads = dict(zip(leaves, torch.autograd.grad(loss.sum(), leaves.values()), strict=True))
+                if first_order or step == 0:
+                    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+                    loss = problem.losses(leaves, instances, batch)
+                    found = tree_map(torch.detach, torch.autograd.grad(loss.sum(), leaves.values()))
+                    loss = loss.detach()
+                else:
+                    loss = problem.losses(params, instances, batch)
+                    found = torch.autograd.grad(loss.sum(), params.values(), create_graph=True)
+                grads = dict(zip(params, found, strict=True))
                 if window == step == 0:
                     first = loss.detach()
                 if step:
                     total = total + transformed(problem.losses(params, instances, batch), first, objective).sum() / steps
                 if step < steps:
-                    params, state = functional_call(rule, weights, (grads, state, params, loss.detach()))
+                    params, state = functional_call(rule, weights, (grads, state, params, loss))
             totals.append((window, total))
     rows = len(run.age)
     return [sum(total for w, total in totals if w == window) / rows for window in range(len(batches) // (steps + 1))]
 
 
+@pytest.mark.parametrize("first_order", [True, False])
 @pytest.mark.parametrize("objective", ["loss", "relative", "log"])
 @pytest.mark.parametrize("problem", [Linear(), Quadratics(dimensions=4)], ids=lambda p: p.name)
 @pytest.mark.parametrize("name", ["momentum", *LEARNED])
-def test_tbptt_against_a_loop(name, problem, objective, monkeypatch):
+def test_tbptt_against_a_loop(name, problem, objective, first_order, monkeypatch):
     rule = LearnedMomentum(PARAMS) if name == "momentum" else RULES[name](PARAMS, 0.02)
-    estimator = in_double(started(TBPTT(3, objective, lengths=(9, 9)), problem, randomise(rule)))
+    estimator = in_double(started(TBPTT(3, objective, (9, 9), first_order), problem, randomise(rule)))
     estimator.ends[:] = 9
     run, batches = estimator.run, []
     drawn = Problem.shared
@@ -165,7 +173,7 @@ def test_tbptt_against_a_loop(name, problem, objective, monkeypatch):
     monkeypatch.setattr(Problem, "shared", record)
     ours = [estimator.step() for _ in range(2)]
     weights = dict(rule.named_parameters())
-    expected = window_by_window(problem, rule, weights, run, batches, 3, objective)
+    expected = window_by_window(problem, rule, weights, run, batches, 3, objective, first_order)
     for (gradients, _), total in zip(ours, expected, strict=True):
         found = torch.autograd.grad(total, list(weights.values()), retain_graph=True, materialize_grads=True)
         assert list(gradients) == list(weights)
@@ -174,23 +182,36 @@ def test_tbptt_against_a_loop(name, problem, objective, monkeypatch):
 
 
 @pytest.mark.parametrize("objective", ["loss", "relative", "log"])
-def test_tbptt_against_finite_differences(objective):
-    """With a linear loss nothing is dropped within a window."""
+@pytest.mark.parametrize(
+    ("name", "problem", "first_order"),
+    [
+        ("momentum", Linear(), True),
+        ("momentum", Linear(), False),
+        *((name, QUADRATICS, False) for name in ("momentum", *LEARNED) if name != "optim4rl"),  # it stops derivatives
+    ],
+)
+def test_tbptt_against_finite_differences(name, problem, first_order, objective):
+    """Within a window nothing is dropped where losses are linear, or second derivatives count."""
 
-    def one_window(shift):
-        estimator = in_double(started(TBPTT(5, objective, lengths=(5, 5)), Linear(), LearnedMomentum(PARAMS)))
-        with torch.no_grad():
-            estimator.rule.w += shift
-        batches = [estimator.problem.shared(estimator.run, estimator.rngs["batches"]) for _ in range(6)]
+    def one_window(shift=None):
+        torch.manual_seed(0)
+        rule = LearnedMomentum(PARAMS) if name == "momentum" else RULES[name](PARAMS, 0.02)
+        estimator = in_double(started(TBPTT(5, objective, (5, 5), first_order), problem, randomise(rule)))
+        for weight, moved in zip(rule.parameters(), shift or [], strict=shift is not None):
+            weight.data += moved
+        batches = [problem.shared(estimator.run, estimator.rngs["batches"]) for _ in range(6)]
         estimator.rngs = streams()
         _, _, losses = estimator._window(estimator.run, batches, estimator.firsts)
         gradients, _ = estimator.step()
-        return transformed(losses[1:], losses[0], objective).mean(), gradients["w"]
+        return transformed(losses[1:], losses[0], objective).mean(), list(gradients.values())
 
-    small, (_, gradient) = 1e-5, one_window(torch.zeros(2))
-    for shift, ours in zip(small * torch.eye(2), gradient, strict=True):
-        slope = (one_window(shift)[0] - one_window(-shift)[0]) / (2 * small)
-        torch.testing.assert_close(ours, slope, rtol=1e-7, atol=0)
+    _, gradients = one_window()
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        shift = [1e-6 * torch.randn(g.shape, generator=generator, dtype=g.dtype) for g in gradients]
+        ours = sum((gradient * moved).sum() for gradient, moved in zip(gradients, shift, strict=True))
+        difference = (one_window(shift)[0] - one_window([-moved for moved in shift])[0]) / 2
+        torch.testing.assert_close(ours, difference, rtol=1e-5, atol=0)
 
 
 def test_tbptt_leaves_out_what_is_not_finite():

@@ -36,7 +36,22 @@ def test_losses_and_gradients(dimensions):
     by_autograd, same = Problem.gradients(problem, params, instances, ())
     torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses, same)
+    assert not any(tensor.requires_grad for tensor in (by_hand["x"], losses, by_autograd["x"], same))
     assert problem.template()["x"].shape == (dimensions,)
+
+
+def test_gradients_that_can_be_differentiated():
+    problem, instances, params = draw("gaussian", num=3, dimensions=4)
+    params["x"].requires_grad_()
+    hessians = 2 * instances["W"].mT @ instances["W"]
+    for gradients, losses in (
+        problem.gradients(params, instances, first_order=False),
+        Problem.gradients(problem, params, instances, (), first_order=False),
+    ):
+        for i in range(4):
+            (row,) = torch.autograd.grad(gradients["x"][:, i].sum(), params["x"], retain_graph=True)
+            torch.testing.assert_close(row, hessians[:, i])
+        torch.testing.assert_close(torch.autograd.grad(losses.sum(), params["x"])[0], gradients["x"].detach())
 
 
 def test_minima():
