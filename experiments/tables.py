@@ -10,9 +10,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from result_files import RESULTS, read_result
+from result_files import RESULTS, by_machine, read_result
 from tables_few_shot import FEW_SHOT
 
 PAGES = [Path(__file__).parent.parent / name for name in ("README.md", "docs/results.md")]
@@ -126,11 +127,8 @@ def _episode(episodes: dict, index: int) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def speed() -> str:
+def speed(result: dict) -> str:
     """Steps per second beside sb3-contrib's RecurrentPPO."""
-    result = read_result("speed_recurrent_ppo.json")
-    if result is None:
-        return ""
     columns = [name for name in result["rows"][0] if name not in ("num_envs", "shares")]
     lines = [f"| environments | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for row in result["rows"]:
@@ -218,11 +216,8 @@ def methods() -> str:
     return "\n".join(lines)
 
 
-def speed_maml() -> str:
+def speed_maml(result: dict) -> str:
     """Meta-iterations per second beside the usual arrangement."""
-    result = read_result("speed_maml.json")
-    if result is None:
-        return ""
     columns = list(result["rows"][0]["speeds"])
     lines = [f"| setting | {' | '.join(columns)} | best here / usual | target |", "|---|" + "---|" * (len(columns) + 2)]
     for row in result["rows"]:
@@ -233,11 +228,8 @@ def speed_maml() -> str:
     return "\n".join(lines)
 
 
-def speed_mujoco() -> str:
+def speed_mujoco(result: dict) -> str:
     """Environment steps per second beside MuJoCo alone and Gymnasium's processes."""
-    result = read_result("speed_mujoco.json")
-    if result is None:
-        return ""
     columns = list(result["rows"][0]["speeds"])
     lines = [f"| robot | {' | '.join(columns)} | of bare | x AsyncVectorEnv |", "|---|" + "---|" * (len(columns) + 2)]
     for row in result["rows"]:
@@ -346,11 +338,8 @@ def _facts(row: dict) -> str:
     return f"{row['core']} | {row['seed']} | {row['parameters']:,}"
 
 
-def speed_memory_cores() -> str:
+def speed_memory_cores(result: dict) -> str:
     """Cost of a step beside the LSTM's."""
-    result = read_result("speed_memory_cores.json")
-    if result is None:
-        return ""
     lines = [
         "| core | parameters | learning, µs per step | x LSTM | acting, µs per step | x LSTM |",
         "|---|---|---|---|---|---|",
@@ -383,11 +372,10 @@ def optimizers() -> str:
     return "\n".join(lines)
 
 
-def speed_optimizers() -> str:
+def speed_optimizers(result: dict) -> str:
     """What one step of each optimizer costs."""
-    result = read_result("speed-optimizers.json")
     lines = ["| optimizer | microseconds per step | x fused Adam |", "|---|---|---|"]
-    for row in result["rows"] if result else []:
+    for row in result["rows"]:
         lines.append(f"| {row['optimizer']} | {row['step_us']:.0f} | {row['ratio']:.2f} |")
     return "\n".join(lines)
 
@@ -414,20 +402,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "agents": agents,
     "references": references,
     "context": context,
-    "speed": speed,
+    "speed": partial(by_machine, "speed_recurrent_ppo.json", speed),
     "maml": gradient_steps,
     "methods": methods,
-    "speed_maml": speed_maml,
-    "speed_mujoco": speed_mujoco,
+    "speed_maml": partial(by_machine, "speed_maml.json", speed_maml),
+    "speed_mujoco": partial(by_machine, "speed_mujoco.json", speed_mujoco),
     "memory_cards": memory_cards,
     "memory_others": memory_others,
     "memory_length": memory_length,
     "barcode": barcode,
     "copying": copying,
     "recalling": recalling,
-    "speed_memory_cores": speed_memory_cores,
+    "speed_memory_cores": partial(by_machine, "speed_memory_cores.json", speed_memory_cores),
     "optimizers": optimizers,
-    "speed_optimizers": speed_optimizers,
+    "speed_optimizers": partial(by_machine, "speed-optimizers.json", speed_optimizers),
     "drop_in": drop_in,
     **FEW_SHOT,
 }

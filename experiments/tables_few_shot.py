@@ -1,8 +1,9 @@
 """Tables of few-shot learning, for `tables.py`."""
 
 from collections.abc import Callable
+from functools import partial
 
-from result_files import read_result
+from result_files import by_machine, read_result
 
 PICTURES = ("glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s", "digits-5w1s", "fortunes-5w1s")
 """Problems of `experiments/few_shot.py` with classes."""
@@ -55,11 +56,8 @@ def sinusoids() -> str:
     return "\n".join(lines)
 
 
-def speed_sinusoid() -> str:
+def speed_sinusoid(result: dict) -> str:
     """Meta-iterations per second."""
-    result = read_result("speed_sinusoid.json")
-    if result is None:
-        return ""
     lines = ["| | meta-iterations per second | x loop |", "|---|---|---|"]
     for name, speed in result["per_second"].items():
         lines.append(f"| {name} | {speed:.0f} | {result['ratios'].get(name, 1.0):.1f} |")
@@ -70,6 +68,6 @@ FEW_SHOT: dict[str, Callable[[], str]] = {
     "few_shot": few_shot,
     "few_shot_instances": few_shot_instances,
     "sinusoids": sinusoids,
-    "speed_sinusoid": speed_sinusoid,
+    "speed_sinusoid": partial(by_machine, "speed_sinusoid.json", speed_sinusoid),
 }
 """By name."""

@@ -19,15 +19,14 @@ its target, 5 and 8. Seconds are of processor time.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from machines import keep
 from stopwatch import CLOCK, Stopwatch, timed
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -41,7 +40,7 @@ from metarl.allocator import keep_freed_memory
 TASKS, EPOCHS, RATE, GAMMA, CLIP = 20, 5, 0.1, 0.99, 0.2
 SETTINGS = {"large": (20, 100, 5.0), "small": (5, 20, 8.0)}
 """Trajectories per task and step, steps of each, and the least ratio aimed at."""
-RESULT = Path(__file__).parents[1] / "results" / "speed_maml.json"
+RESULT = "speed_maml.json"
 
 
 # -- here --------------------------------------------------------------------------------------------------------------
@@ -305,8 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {"setting": setting, "target": target, "speeds": speeds, "shares": shares, "ratios": ratios, "gradient_gap": gap}
         )
     if not options.no_write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps({"rows": rows, "torch": torch.__version__}, indent=1) + "\n")
+        keep(RESULT, {"rows": rows, "torch": torch.__version__})
     sys.exit(failed)
 
 

@@ -11,17 +11,16 @@ Result: `experiments/results/speed_memory_cores.json`.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+from machines import keep
 
 from metarl.memory import CORES, MemoryCore
 
-RESULT = Path(__file__).parent.parent / "results" / "speed_memory_cores.json"
+RESULT = "speed_memory_cores.json"
 SIZE, ACTING, TRIALS, STEPS = 64, 256, 32, 100
 LOOPS = ("ntm", "mann", "dnc", "episodic")
 """Cores that compute one step after the other."""
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, parameters, *figures = row.values()
         print(f"{name:22}{parameters:12,}{figures[0]:14.2f}{figures[1]:8.1f}{figures[2]:12.2f}{figures[3]:8.1f}")
     if not options.compile:
-        RESULT.write_text(json.dumps({"command": "python experiments/speed/memory_cores.py", "rows": rows}, indent=1) + "\n")
+        keep(RESULT, {"command": "python experiments/speed/memory_cores.py", "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,21 +15,20 @@ import sys
 sys.path.pop(0)  # this script's folder, where `import mujoco` would find this script
 
 import argparse
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import gymnasium as gym
 import mujoco
 import numpy as np
+from machines import keep
 
 from metarl_envs import make_family
 
-RESULT = Path(__file__).parents[1] / "results" / "speed_mujoco.json"
+RESULT = "speed_mujoco.json"
 ROBOTS = {"HalfCheetah-v5": "metarl/HalfCheetahVelocity-v0", "Ant-v5": "metarl/AntGoal-v0"}
 NO_CONTACTS = {
     "Ant-v5": {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0, "terminate_when_unhealthy": False}
@@ -134,7 +133,6 @@ def main() -> int:
         print(
             f"  metarl is {of_bare:.2f} of bare (at least {OF_BARE}), {of_async:.1f} x AsyncVectorEnv (at least {OF_ASYNC})"
         )
-    RESULT.parent.mkdir(exist_ok=True)
     result = {
         "command": f"python experiments/speed/mujoco.py --cores {options.cores}",
         "cores": options.cores,
@@ -142,7 +140,7 @@ def main() -> int:
         "targets": {"of_bare": OF_BARE, "of_async": OF_ASYNC},
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    keep(RESULT, result)
     return int(failed)
 
 

@@ -11,21 +11,20 @@ Ends with status 1 if the MLP rule costs more than twice fused Adam. Result: `ex
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
+from machines import keep
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stopwatch import CLOCK
 
 from metarl import LearnedOptimizer
 
-RESULT = Path(__file__).parent.parent / "results" / "speed-optimizers.json"
+RESULT = "speed-optimizers.json"
 BASE, MEASURED, LIMIT = "Adam, fused", "learned", 2.0
 """What costs are divided by; the rule that must not cost more than `LIMIT` times that."""
 LEARNED = ("learned", "lstm_meta_learner", "optim4rl", "lstm")
@@ -100,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {"command": "python experiments/speed/optimizers.py", "parameters": parameters, "limit": LIMIT, "rows": rows}
     if options.compile:
         result["command"] += " --compile"
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    keep(RESULT, result)
     if cost[MEASURED] > LIMIT * cost[BASE]:
         print(f"the MLP rule costs {cost[MEASURED] / cost[BASE]:.2f} times fused Adam, and at most {LIMIT:g} are allowed")
         return 1

@@ -18,15 +18,14 @@ thread.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from machines import keep
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -44,7 +43,7 @@ NUM_PULLS = 100
 LSTM_SIZE = 64
 EPOCHS = 4
 MINIBATCHES = 4
-RESULT = Path(__file__).parents[1] / "results" / "speed_recurrent_ppo.json"
+RESULT = "speed_recurrent_ppo.json"
 
 
 def bandit() -> TaskFamily:
@@ -229,9 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for theirs, ratio in against.items():
             print(f"best against best: {ours} is {ratio:.1f} times {theirs}")
     if not options.no_write:
-        result = {"rows": rows, "ratios": ratios, "torch": torch.__version__}
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        keep(RESULT, {"rows": rows, "ratios": ratios, "torch": torch.__version__})
     reached = max(against[next(iter(THEIRS))] for against in ratios.values())
     sys.exit(reached < options.target)
 

@@ -15,11 +15,10 @@ is less than 5 times as fast as the loop, or compiled less than 25 times. Second
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 import torch
+from machines import keep
 from stopwatch import CLOCK, Stopwatch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -29,7 +28,7 @@ from metarl.fewshot import Episodes, FewShotTraining, make_learner, make_source
 
 TASKS, SHOTS, RATE = 25, 5, 0.01
 TARGETS = {"batched": 5.0, "compiled": 25.0}
-RESULT = Path(__file__).parents[1] / "results" / "speed_sinusoid.json"
+RESULT = "speed_sinusoid.json"
 
 
 def our_training(compiled: bool) -> FewShotTraining:
@@ -114,7 +113,7 @@ def main() -> int:
     for name, speed in speeds.items():
         print(f"{name:<10} {speed:8.1f} meta-iterations per second" + (f", {ratios[name]:.1f}x" if name in ratios else ""))
     result = {"tasks": TASKS, "shots": SHOTS, "torch": torch.__version__, "per_second": speeds, "ratios": ratios}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    keep(RESULT, result)
     missed = [f"{name} {ratios[name]:.1f} of {least:g}" for name, least in TARGETS.items() if ratios[name] < least]
     print(f"below target: {', '.join(missed)}" if missed else "targets reached")
     return bool(missed)
