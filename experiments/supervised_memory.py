@@ -1,7 +1,7 @@
 """What the papers on memories checked them with, for any core: copying, and recalling what goes with what.
 
     python experiments/supervised_memory.py copy --core ntm
-    python experiments/supervised_memory.py recall --core mann --core-kwargs '{"strengths": true, "compiled": true}'
+    python experiments/supervised_memory.py recall --core mann --core-kwargs '{"strengths": true, "apart": true}'
 
 `copy` (Graves, Wayne & Danihelka 2014, "Neural Turing Machines", section 4.1): a sequence of random vectors of 8 bits is
 shown, then a mark, and then the core, shown nothing more, has to repeat it. It learns on lengths 1 to 20. Measured on

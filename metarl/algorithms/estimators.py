@@ -15,6 +15,7 @@ Departures: the losses of an inner training may be transformed (`Objective`); ro
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -148,7 +149,8 @@ class TBPTT(Estimator):
 
     The gradient of a window is that of the objective after each of its steps. The losses' gradients with respect to the
     inner parameters are known from the inner steps; they are where back-propagation through the rule starts, so in first
-    order no loss keeps its graph. Rows that are not finite are left out of the estimate.
+    order no loss keeps its graph. Rows that are not finite are left out of the estimate; at the edge of stability the few
+    rows whose gradients explode would decide it, unless there is a bound.
 
     Args:
         steps: see `Estimator`.
@@ -157,6 +159,7 @@ class TBPTT(Estimator):
         first_order: whether gradients that the rule is given count as constants. Otherwise the estimate is exact within a
             window: what an inner step does to the gradients after it (the inner losses' second derivatives) counts too,
             as far as the rule lets derivatives through.
+        max_row_norm: bound on the norm of the gradient of one row, before their mean is taken.
     """
 
     objectives = ("loss", "relative", "log")
@@ -167,22 +170,26 @@ class TBPTT(Estimator):
         objective: Objective = "loss",
         lengths: tuple[int, int] | None = None,
         first_order: bool = True,
+        max_row_norm: float | None = None,
     ):
         super().__init__(steps, objective, lengths)
+        if max_row_norm is not None and not max_row_norm > 0:
+            raise ValueError(f"max_row_norm must be above 0, got {max_row_norm}")
         self.first_order = first_order
+        self.max_row_norm = max_row_norm
 
     def step(self) -> tuple[Gradients, dict[str, float]]:
         """As in the base class."""
         batches = [self.problem.shared(self.run, self.rngs["batches"]) for _ in range(self.steps + 1)]
-        gradients, end, losses = self._window(self.run, batches, self.firsts)
+        # each row has weights of its own, so that gradients are known by row, and none can spoil another's
+        weights = {
+            name: value.detach().expand(self.num, *value.shape).clone().requires_grad_()
+            for name, value in self.rule.named_parameters()
+        }
+        gradients, end, losses = with_tensors(self.rule, weights, partial(self._window, batches, weights))
         finite = losses.isfinite().all(0)
         for leaf in tree_leaves((end.params, end.state)):
             finite = finite & leaf.reshape(self.num, -1).isfinite().all(1)
-        if not finite.all():
-            kept = [tree_map(lambda leaf: leaf[finite], part) for part in (self.run, batches, self.firsts)]
-            gradients = self._window(*kept)[0] if finite.any() else self._zeros()
-        if not all(gradient.isfinite().all() for gradient in gradients.values()):
-            gradients = self._zeros()  # too long a product
         self._note_firsts(losses[0])
         self.run = end
         restarted = self._restart(~finite)
@@ -191,14 +198,20 @@ class TBPTT(Estimator):
             "diverged": (~finite).float().mean(),
             "restarted": restarted.float().mean(),
         }
-        return gradients, {name: value.item() for name, value in parts.items()}
+        return self._average(gradients, finite), {name: value.item() for name, value in parts.items()}
 
-    def _zeros(self) -> Gradients:
-        return {name: torch.zeros_like(value) for name, value in self.rule.named_parameters()}
+    def _average(self, gradients: Gradients, finite: Tensor) -> Gradients:
+        """The mean of `gradients [N, ...]` over rows that are `finite [N]`, each made as small as `max_row_norm`."""
+        norms = sum(value.flatten(1).square().sum(1) for value in gradients.values()).sqrt()
+        finite = finite & norms.isfinite()  # the product of many steps may be too large to be held
+        factors = finite.to(norms) / finite.sum().clamp_min(1)
+        if self.max_row_norm is not None:
+            factors = factors * (self.max_row_norm / norms).clamp_max(1.0)
+        return {name: torch.tensordot(factors[finite].to(value), value[finite], 1) for name, value in gradients.items()}
 
-    def _window(self, run: Run, batches: list[Any], firsts: Tensor) -> tuple[Gradients, Run, Tensor]:
-        """The gradient from the rows of `run`, the run after the window, and the losses `[steps + 1, N]`."""
-        new = run.age == 0
+    def _window(self, batches: list[Any], weights: Gradients, rule: UpdateRule) -> tuple[Gradients, Run, Tensor]:
+        """The gradients of rows by their `weights`, the run after the window, and the losses `[steps + 1, N]`."""
+        run, firsts = self.run, self.firsts
         outputs, pulls, seen = [], [], []
         with torch.enable_grad():
             for step, batch in enumerate(batches):
@@ -206,17 +219,16 @@ class TBPTT(Estimator):
                 grads, losses = self.problem.gradients(run.params, run.instances, batch, constant)
                 seen.append(losses.detach())
                 if step == 0:
-                    firsts = torch.where(new, seen[0].abs(), firsts)
+                    firsts = torch.where(run.age == 0, seen[0].abs(), firsts)
                 else:
-                    slopes = self._slopes(seen[-1], firsts) / (len(losses) * self.steps)
+                    slopes = self._slopes(seen[-1], firsts) / self.steps
                     outputs += [run.params[name] for name in grads]
                     pulls += [slopes.view(-1, *[1] * (grad.ndim - 1)) * grad.detach() for grad in grads.values()]
                 if step < self.steps:
-                    params, state = self.rule.update(grads, run.state, run.params, losses)
+                    params, state = rule.update(grads, run.state, run.params, losses)
                     run = run._replace(params=params, state=state, age=run.age + 1)
-            learned = dict(self.rule.named_parameters())
-            found = torch.autograd.grad(outputs, list(learned.values()), pulls, materialize_grads=True)
-        return dict(zip(learned, found, strict=True)), tree_map(torch.detach, run), torch.stack(seen)
+            found = torch.autograd.grad(outputs, list(weights.values()), pulls, materialize_grads=True)
+        return dict(zip(weights, found, strict=True)), tree_map(torch.detach, run), torch.stack(seen)
 
     def _slopes(self, losses: Tensor, firsts: Tensor) -> Tensor:
         """The objective's derivative by the losses, `[N]`."""

@@ -52,6 +52,8 @@ class OptimizerTrainingConfig:
     """What is made small: loss, relative, log, deviation, rank (these with pes only); by default relative or deviation."""
     first_order: bool = True
     """Whether tbptt leaves out second derivatives of the inner losses; with them it costs twice as much."""
+    max_row_norm: float | None = None
+    """Bound on the norm of each inner training's own gradient in tbptt, which explodes at the edge of stability."""
     sigma: float = 0.02
     """Standard deviation of the perturbations of pes."""
     learning_rate: float = 1e-3
@@ -67,11 +69,9 @@ class OptimizerTrainingConfig:
         for name in ("num_problems", "window", "shortest", "longest"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sigma", "learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("sigma", "learning_rate", "final_learning_rate", "max_grad_norm", "max_row_norm"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.final_learning_rate is not None and not 0 < self.final_learning_rate < math.inf:
-            raise ValueError(f"final_learning_rate must be above 0, got {self.final_learning_rate}")
         if self.estimator == "pes" and self.num_problems % 2:
             raise ValueError(f"num_problems must be even with pes, whose problems come in pairs, got {self.num_problems}")
         if self.estimator == "tbptt" and self.objective in EVOLVED:
@@ -98,7 +98,7 @@ class OptimizerTrainingConfig:
         lengths = (self.shortest, self.longest)
         if self.estimator == "pes":
             return PES(self.window, self.objective, lengths, self.sigma)
-        return TBPTT(self.window, self.objective, lengths, self.first_order)
+        return TBPTT(self.window, self.objective, lengths, self.first_order, self.max_row_norm)
 
 
 class OptimizerTraining(OuterLoop):

@@ -3,10 +3,11 @@
 As in the paper, a sequence of examples comes in random order with each label one step late, and the error at all steps is
 made small; a controller of 200 units has 4 heads on 128 slots of 40 numbers, and usage fades by 0.99.
 
-Departures: those of the core, where `strengths` are on; pictures pass through convolutions (the paper's are flattened) that
-are not normalised over a batch: in a sequence that would tell early steps of late ones. See `metarl.fewshot.recurrent` too.
+Departures: those of the core, where `strengths` are on and heads start `apart`; pictures pass through convolutions (the
+paper's are flattened) that are not normalised over a batch: in a sequence that would tell early steps of late ones. See
+`metarl.fewshot.recurrent` too.
 
-It needs many sequences at a time and recalls late: of points (`experiments/supervised_memory.py`), after some 150,000, in
+It needs many sequences at a time and recalls late: of points (`experiments/supervised_memory.py`), after some 35,000, in
 batches of 64 with Adam at 0.002. On small pictures most of the time goes into the convolutions: `kind="mlp"` has none.
 """
 
@@ -28,5 +29,6 @@ class MANN(MemoryLearner):
     """
 
     def __init__(self, spec: TaskSpec, size: int = 200, core_kwargs: Mapping[str, Any] | None = None, **network: Any):
-        defaults = {"num_slots": 128, "slot_size": 40, "num_reads": 4, "decay": 0.99, "strengths": True}
-        super().__init__(spec, "mann", size, {**defaults, **(core_kwargs or {})}, **{"normalise": False, **network})
+        core = {"num_slots": 128, "slot_size": 40, "num_reads": 4, "decay": 0.99, "strengths": True, **(core_kwargs or {})}
+        core.setdefault("apart", core["num_reads"] != 1)
+        super().__init__(spec, "mann", size, core, **{"normalise": False, **network})

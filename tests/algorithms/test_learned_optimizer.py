@@ -122,6 +122,7 @@ def test_learns_and_what_it_exports_is_what_it_learned(tmp_path):
         ({"rule_kwargs": {"bas": "adam"}}, "rule_kwargs do not fit mlp"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"sigma": 0.0}, "sigma must be above 0, got 0.0"),
+        ({"max_row_norm": -1.0}, "max_row_norm must be above 0, got -1.0"),
         ({"estimator": "pes", "num_problems": 7}, "num_problems must be even with pes"),
         ({"estimator": "tbptt", "objective": "rank"}, "objective must be loss, relative or log with tbptt, got rank"),
         ({"shortest": 30}, "shortest must be at most longest (20), got 30"),

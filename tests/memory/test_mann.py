@@ -164,6 +164,24 @@ def test_weights_sum_to_one_from_the_second_step():
     assert torch.equal(seen["read 2"], core.step(x[1], state)[1][3][:, 1])
 
 
+def test_heads_that_start_apart():
+    """Every second one writes where it has read, the others where slots are least used; with strengths, reads are sharp."""
+    torch.manual_seed(0)
+    core, x = MANNCore(5, 8, strengths=True, apart=True), torch.randn(8, 3, 5)
+    state = core.scan(x[:-1], core.initial_state(3))[1]
+    read, seen = state[3], core.watch(x[-1], state)
+    for head in (1, 3):
+        torch.testing.assert_close(seen[f"write {head + 1}"], read[:, head], atol=0.15, rtol=0)
+    for head in (0, 2):
+        least = core._least_used(state[4])[:, head]
+        torch.testing.assert_close(seen[f"write {head + 1}"], least, atol=0.15, rtol=0)
+    torch.manual_seed(0)
+    alike = MANNCore(5, 8, strengths=True)
+    blurred = alike.scan(x[:-1], alike.initial_state(3))[1][3]
+    assert read.max(-1).values.mean() > 2 * blurred.max(-1).values.mean()
+    assert MANNCore(5, 8, apart=True).to_heads.bias.view(4, -1)[:, -1].tolist() == [-3, 3, -3, 3]  # no strengths to set
+
+
 def test_gradients_stay_finite():
     torch.manual_seed(0)
     core = MANNCore(5, 8, strengths=True)
@@ -186,6 +204,8 @@ def test_gradients_stay_finite():
         ({"decay": 1.0}, "decay must be at least 0 and below 1, got 1.0"),
         ({"decay": float("nan")}, "decay must be at least 0 and below 1, got nan"),
         ({"strengths": 1}, "strengths must be true or false, got 1"),
+        ({"apart": None}, "apart must be true or false, got None"),
+        ({"apart": True, "num_reads": 1}, "num_reads must be at least 2 where heads start apart, got 1"),
     ],
 )
 def test_wrong_options(options, message):
