@@ -96,13 +96,17 @@ def train(args: list[str]) -> None:
     """Train an agent: `metarl train rl2 --env ID`, or `--preset NAME`. Or an update rule: `train learned-optimizer`."""
     from metarl.commands import train_in_new_folder
     from metarl.config import CONFIGS, RunConfig, TrainingConfig
+    from metarl.fewshot_commands import PRESETS as FEW_SHOT
 
     kinds = {name: kind for name, kind in CONFIGS.items() if kind.commands == RunConfig.commands}
     algorithm, *args = args or ["--help"]
     if algorithm in _HELP:
         print(f"usage: metarl train ALGORITHM [OPTIONS]\n\nalgorithms: {', '.join(kinds)}")
-        print(f"presets:    {', '.join(preset_names())}\n\nOptions: metarl train ALGORITHM --help")
+        names = [name for name in preset_names() if not name.startswith(FEW_SHOT)]
+        print(f"presets:    {', '.join(names)}\n\nOptions: metarl train ALGORITHM --help")
         return
+    if algorithm in CONFIGS and algorithm not in kinds:
+        raise ValueError(f"algorithm {algorithm} is trained by `{CONFIGS[algorithm].commands} train`")
     check_known(f"algorithm {algorithm!r}", algorithm, kinds)
     if kinds[algorithm] is not TrainingConfig:
         from metarl.optimizer_commands import train_optimizer

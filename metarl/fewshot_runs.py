@@ -12,7 +12,7 @@ from metarl.fewshot.gradient import GradientLearner
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.learners import LEARNERS, make_learner
 from metarl.fewshot.networks import NETWORK
-from metarl.plain import from_plain, shallow
+from metarl.plain import convert, shallow
 from metarl.run_config import check_kind
 from metarl.run_folder import RunFolder
 from metarl.training import load_newest, run_names
@@ -98,7 +98,7 @@ def few_shot_settings(folder: str | Path) -> FewShotEvaluation:
     run = RunFolder.open(folder)
     check_kind(FewShotConfig, run.config, run.config_file)
     try:
-        return from_plain(FewShotEvaluation, run.config.get("evaluation", {}), "evaluation.")
+        return convert(run.config.get("evaluation", {}), FewShotEvaluation, "evaluation")
     except ValueError as error:
         raise ValueError(f"{run.config_file}: {error}") from error
 

@@ -521,3 +521,25 @@ def test_few_shot_commands_name_those_for_agents(metarl, arguments, tmp_path):
     code, _, errors = metarl("fewshot", *arguments, tmp_path)
     message = "algorithm is rl2: use a command of `metarl`, not of `metarl fewshot`"
     assert (code, errors) == (2, f"metarl: error: {tmp_path}/config.yaml: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ("null", "evaluation must be a mapping of names to values, got None"),
+        ("[1]", "evaluation must be a mapping of names to values, got [1]"),
+        ("{episodes: 0}", "episodes must be at least 1, got 0"),
+        ("{shotz: 1}", "evaluation.shotz is unknown (did you mean shots?)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_a_config_that_was_spoilt_by_hand(metarl, curves, tmp_path, command, evaluation, message):
+    shutil.copytree(curves, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**values, "evaluation": yaml.safe_load(evaluation)}))
+    runs = [tmp_path / "run"] if command == "evaluate" else [tmp_path / "run", curves]
+    code, _, errors = metarl("fewshot", command, *runs)
+    assert code == 2
+    assert errors.startswith(f"metarl: error: {file}: {message}")
+    assert errors.count("\n") == 1

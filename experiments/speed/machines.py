@@ -13,11 +13,13 @@ EXTENSIONS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def machine() -> str:
-    """The processor, such as "AMD EPYC, AVX-512"."""
+    """The processor, such as "AMD EPYC 26.2, AVX-512": name, family and model, and what it multiplies matrices with."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
     name = facts.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= facts.keys():  # names on virtual machines may be short of them
+        name += f" {facts['cpu family']}.{facts['model']}"
     flags = facts.get("flags", "").split()
     return ", ".join([name, *[shown for flag, shown in EXTENSIONS.items() if flag in flags][:1]])
 

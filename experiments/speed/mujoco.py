@@ -12,7 +12,7 @@ turns, so that a machine that slows down for a while slows all of them down; fig
 
 import sys
 
-sys.path.pop(0)  # this script's folder, where `import mujoco` would find this script
+sys.path.append(sys.path.pop(0))  # this script's folder goes last: in it `import mujoco` would find this script
 
 import argparse
 import statistics

@@ -43,7 +43,8 @@ class MetaAlgorithm(BaseAlgorithm):
     """
 
     config_class: ClassVar[type]
-    log_interval = 1  # iterations between two lines in the log of a run folder
+    log_interval = 1
+    """As in `metarl.outer_loop.OuterLoop`."""
     family: TaskFamily
     envs: TaskVectorEnv
     _before_iteration: dict[str, Any] | None = None

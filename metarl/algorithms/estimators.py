@@ -10,7 +10,8 @@
 Both know a problem only through `metarl.problems.base.Problem`. Inner trainings end at lengths drawn for each, and start
 at different times, so that every window sees all ages (Vicol et al.).
 
-Departures: the losses of an inner training may be transformed (`Objective`); rows that diverge count as the worst of all.
+Departures: the losses of an inner training may be transformed (`Objective`); rows that diverge count as the worst of all, or
+not at all; and the gradient of each row may be bounded.
 """
 
 import math
@@ -80,12 +81,14 @@ class Estimator:
         `rngs` has a generator for each of `STREAMS`.
 
         Raises:
-            ValueError: when `num` is not a positive multiple of the rows in a group.
+            ValueError: when `num` is not a positive multiple of the rows in a group, or `rule` does not take weights with a
+                leading axis, a set for every row.
         """
         if num < 1 or num % self.copies:
             raise ValueError(f"num must be a positive multiple of {self.copies}, got {num}")
         self.problem, self.rule, self.num = problem, rule, num
         self.rngs = {name: rngs[name] for name in STREAMS}
+        self._check_rule()
         self.run = self._fresh()
         whole = self._draw_lengths()
         self.ends = torch.from_numpy(self.rngs["lengths"].integers(1, whole.numpy() + 1)).repeat(self.copies)
@@ -120,6 +123,28 @@ class Estimator:
     # -- what both share -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def _check_rule(self) -> None:
+        """Refuse a rule for which `w[0]` is always its first weight, never the first row's."""
+        template = self.problem.template().items()
+        params = {name: torch.stack([value + 1.0, value - 1.0, value + 0.5]) for name, value in template}
+        losses = next(iter(params.values())).new_ones(3)
+
+        def step(rule: UpdateRule) -> dict[str, Tensor]:
+            return rule.update(params, rule.init(params), params, losses)[0]
+
+        weights = {name: value.expand(3, *value.shape) for name, value in self.rule.named_parameters()}
+        try:
+            by_row, alike = with_tensors(self.rule, weights, step), step(self.rule)
+            fits = all(torch.allclose(by_row[name], alike[name], rtol=1e-4, atol=1e-5, equal_nan=True) for name in alike)
+        except (RuntimeError, IndexError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                "rule must take weights with a leading axis, a set for every inner training, but "
+                f"{type(self.rule).__name__} does not: see metarl.updates.base.Coordinatewise"
+            )
+
+    @torch.no_grad()
     def _fresh(self) -> Run:
         instances = self.problem.sample(self.num // self.copies, "train", self.rngs["instances"])
         return self.problem.begin(self.rule, instances, self.rngs["starts"], self.copies)
@@ -149,8 +174,8 @@ class TBPTT(Estimator):
 
     The gradient of a window is that of the objective after each of its steps. The losses' gradients with respect to the
     inner parameters are known from the inner steps; they are where back-propagation through the rule starts, so in first
-    order no loss keeps its graph. Rows that are not finite are left out of the estimate; at the edge of stability the few
-    rows whose gradients explode would decide it, unless there is a bound.
+    order no loss keeps its graph. Rows that are not finite, or whose gradients are not, are left out of the estimate. At the
+    edge of stability a few rows' gradients are far larger than all others and decide it, unless `max_row_norm` bounds them.
 
     Args:
         steps: see `Estimator`.
@@ -173,8 +198,8 @@ class TBPTT(Estimator):
         max_row_norm: float | None = None,
     ):
         super().__init__(steps, objective, lengths)
-        if max_row_norm is not None and not max_row_norm > 0:
-            raise ValueError(f"max_row_norm must be above 0, got {max_row_norm}")
+        if max_row_norm is not None and not 0 < max_row_norm < math.inf:
+            raise ValueError(f"max_row_norm must be above 0 and finite, got {max_row_norm}")
         self.first_order = first_order
         self.max_row_norm = max_row_norm
 
@@ -202,12 +227,16 @@ class TBPTT(Estimator):
 
     def _average(self, gradients: Gradients, finite: Tensor) -> Gradients:
         """The mean of `gradients [N, ...]` over rows that are `finite [N]`, each made as small as `max_row_norm`."""
-        norms = sum(value.flatten(1).square().sum(1) for value in gradients.values()).sqrt()
+        flat = torch.cat([value.reshape(self.num, -1).double() for value in gradients.values()], 1)
+        norms = flat.norm(dim=1)  # in double, where squares of all that float32 can hold are finite
         finite = finite & norms.isfinite()  # the product of many steps may be too large to be held
-        factors = finite.to(norms) / finite.sum().clamp_min(1)
+        factors = finite / finite.sum().clamp_min(1).double()
         if self.max_row_norm is not None:
             factors = factors * (self.max_row_norm / norms).clamp_max(1.0)
-        return {name: torch.tensordot(factors[finite].to(value), value[finite], 1) for name, value in gradients.items()}
+        mean = (factors[finite] @ flat[finite]).split([value[0].numel() for value in gradients.values()])
+        return {
+            name: part.view(value.shape[1:]).to(value) for (name, value), part in zip(gradients.items(), mean, strict=True)
+        }
 
     def _window(self, batches: list[Any], weights: Gradients, rule: UpdateRule) -> tuple[Gradients, Run, Tensor]:
         """The gradients of rows by their `weights`, the run after the window, and the losses `[steps + 1, N]`."""
@@ -215,8 +244,9 @@ class TBPTT(Estimator):
         outputs, pulls, seen = [], [], []
         with torch.enable_grad():
             for step, batch in enumerate(batches):
-                constant = self.first_order or step in (0, self.steps)  # nothing was learned before, or follows after
-                grads, losses = self.problem.gradients(run.params, run.instances, batch, constant)
+                # the first parameters do not depend on the weights, and nothing is done with the last gradients
+                order = {} if self.first_order or step in (0, self.steps) else {"first_order": False}
+                grads, losses = self.problem.gradients(run.params, run.instances, batch, **order)
                 seen.append(losses.detach())
                 if step == 0:
                     firsts = torch.where(run.age == 0, seen[0].abs(), firsts)

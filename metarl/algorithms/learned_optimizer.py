@@ -51,9 +51,9 @@ class OptimizerTrainingConfig:
     objective: Objective | None = None
     """What is made small: loss, relative, log, deviation, rank (these with pes only); by default relative or deviation."""
     first_order: bool = True
-    """Whether tbptt leaves out second derivatives of the inner losses; with them it costs twice as much."""
+    """Take the gradients given to the rule as constants; otherwise tbptt counts second derivatives too, and costs more."""
     max_row_norm: float | None = None
-    """Bound on the norm of each inner training's own gradient in tbptt, which explodes at the edge of stability."""
+    """Bound on the norm of the gradient of every single inner training (tbptt); none by default."""
     sigma: float = 0.02
     """Standard deviation of the perturbations of pes."""
     learning_rate: float = 1e-3
@@ -71,7 +71,7 @@ class OptimizerTrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("sigma", "learning_rate", "final_learning_rate", "max_grad_norm", "max_row_norm"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if self.estimator == "pes" and self.num_problems % 2:
             raise ValueError(f"num_problems must be even with pes, whose problems come in pairs, got {self.num_problems}")
         if self.estimator == "tbptt" and self.objective in EVOLVED:
@@ -84,6 +84,8 @@ class OptimizerTrainingConfig:
         if self.objective in ("relative", "log") and not problem.differentiable:
             raise ValueError(f"objective must be loss, deviation or rank for returns, of either sign, got {self.objective}")
         estimator = self.estimator or ("tbptt" if problem.differentiable else "pes")
+        if estimator == "pes" and not (self.first_order and self.max_row_norm is None):
+            raise ValueError("first_order and max_row_norm are for tbptt, and must be left out with pes")
         # PES sees losses before each step only: with one more, what the last step does counts too
         longest = self.longest or max(problem.horizon + (estimator == "pes"), self.shortest or 0)
         lengths = {"shortest": self.shortest or longest, "longest": longest}

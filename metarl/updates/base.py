@@ -55,9 +55,10 @@ class Coordinatewise(UpdateRule):
     """A rule that treats every single number of the parameters alike: `P` numbers of `N` tasks, side by side as `[N, P]`.
 
     So what it has learned on one network fits every other one. A subclass says what to do with `[N, P]` in `start` and
-    `move`. Its own parameters may have a leading axis `[N, ...]` too, a set for every task (`torch.func.functional_call`
-    puts them in place). What the numbers share is laid out as `[N, features, P]`, and `columns` is how to multiply it by
-    weights of either form; `x[..., None]` makes a vector of weights, of either form, fit `[N, P]`.
+    `move`. Its own parameters have a leading axis `[N, ...]` too while it is trained, a set for every task
+    (`torch.func.functional_call` puts them in place): both forms must do. What the numbers share is laid out as
+    `[N, features, P]`, and `columns` is how to multiply it by weights of either form; `x[..., None]` makes a vector of
+    weights, of either form, fit `[N, P]`.
 
     Every tensor in a state has the leading axis `N`: so that tasks can start afresh, and be taken out, row by row.
 

@@ -154,15 +154,14 @@ def window_by_window(problem, rule, weights, run, batches, steps, objective, fir
     return totals
 
 
-@pytest.mark.parametrize("max_row_norm", [None, 0.05])
+@pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("first_order", [True, False])
 @pytest.mark.parametrize("objective", ["loss", "relative", "log"])
 @pytest.mark.parametrize("problem", [Linear(), QUADRATICS], ids=lambda p: p.name)
 @pytest.mark.parametrize("name", ["momentum", *LEARNED])
-def test_tbptt_against_a_loop(name, problem, objective, first_order, max_row_norm, monkeypatch):
+def test_tbptt_against_a_loop(name, problem, objective, first_order, bounded, monkeypatch):
     rule = LearnedMomentum(PARAMS) if name == "momentum" else RULES[name](PARAMS, 0.02)
-    estimator = TBPTT(3, objective, (9, 9), first_order, max_row_norm)
-    estimator = in_double(started(estimator, problem, randomise(rule)))
+    estimator = in_double(started(TBPTT(3, objective, (9, 9), first_order), problem, randomise(rule)))
     estimator.ends[:] = 9
     run, batches = estimator.run, []
     drawn = Problem.shared
@@ -172,16 +171,21 @@ def test_tbptt_against_a_loop(name, problem, objective, first_order, max_row_nor
         return batches[-1]
 
     monkeypatch.setattr(Problem, "shared", record)
+    averaged, average = [], TBPTT._average
+    monkeypatch.setattr(TBPTT, "_average", lambda self, *args: averaged.append(args) or average(self, *args))
     ours = [estimator.step() for _ in range(2)]
     weights = dict(rule.named_parameters())
     expected = window_by_window(problem, rule, weights, run, batches, 3, objective, first_order)
-    for (gradients, _), totals in zip(ours, expected, strict=True):
-        means = [torch.zeros_like(weight) for weight in weights.values()]
-        for total in totals:
-            found = torch.autograd.grad(total, list(weights.values()), retain_graph=True, materialize_grads=True)
-            norm = torch.cat([gradient.flatten() for gradient in found]).norm()
-            factor = 1.0 if max_row_norm is None else min(1.0, max_row_norm / norm.item())
-            means = [mean + factor * gradient / len(totals) for mean, gradient in zip(means, found, strict=True)]
+    for (gradients, _), of_rows, totals in zip(ours, averaged, expected, strict=True):
+        rows = [torch.autograd.grad(t, list(weights.values()), retain_graph=True, materialize_grads=True) for t in totals]
+        norms = torch.stack([torch.cat([gradient.flatten() for gradient in row]).norm() for row in rows])
+        factors = torch.ones_like(norms)
+        if bounded:
+            estimator.max_row_norm = float(norms.median())
+            factors = (estimator.max_row_norm / norms).clamp_max(1.0)
+            gradients = average(estimator, *of_rows)
+            assert 0 < (factors < 1).sum() < len(factors)
+        means = [sum(f * g for f, g in zip(factors, parts, strict=True)) / len(rows) for parts in zip(*rows, strict=True)]
         assert list(gradients) == list(weights)
         torch.testing.assert_close(list(gradients.values()), means, rtol=1e-8, atol=1e-12)
         assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-6
@@ -242,6 +246,46 @@ def test_tbptt_leaves_out_what_is_not_finite():
     assert (metrics["diverged"], ruined["diverged"], ruined["restarted"]) == (0, *[pytest.approx(1 / 3)] * 2)
     assert estimator.run.age.tolist() == [3, 0, 3, 3, 0, 3]
     assert all(leaf.isfinite().all() for leaf in tree_leaves(estimator.run))
+
+
+@pytest.mark.parametrize("max_row_norm", [None, 1.0])
+def test_gradients_that_are_not_finite_are_left_out(max_row_norm):
+    """Large ones are bounded, or counted as they are, even where their squares are too large."""
+    estimator = started(TBPTT(3, max_row_norm=max_row_norm), QUADRATICS, LearnedMomentum(PARAMS), num=5)
+    rows = {"w": torch.tensor([[3e30, 4e30], [0.3, 0.4], [torch.inf, 0.0], [0.0, torch.nan], [7.0, 7.0]])}
+    mean = estimator._average(rows, torch.tensor([True, True, True, True, False]))["w"]
+    expected = [1.5e30, 2e30] if max_row_norm is None else [0.45, 0.6]
+    torch.testing.assert_close(mean, torch.tensor(expected))
+
+
+def test_a_single_number_may_be_learned():
+    class Single(LearnedRate):
+        def __init__(self, params):
+            Coordinatewise.__init__(self, params, 0.1)
+            self.w = nn.Parameter(torch.tensor(0.2))
+
+        def move(self, grads, state, params, losses):
+            return -self.w[..., None] * grads, state
+
+    for kind in (TBPTT, PES):
+        gradients, _ = started(kind(2), QUADRATICS, Single(PARAMS)).step()
+        assert gradients["w"].shape == ()
+        assert gradients["w"] != 0
+
+
+class FirstWeight(LearnedMomentum):
+    """It takes the first row of weights for the first weight."""
+
+    def move(self, grads, state, params, losses):
+        return -self.w[0] * grads - self.w[1] * grads.sign(), state
+
+
+@pytest.mark.parametrize("dimensions", [2, 4])
+@pytest.mark.parametrize("kind", [TBPTT, PES])
+def test_rules_that_know_one_set_of_weights_are_refused(kind, dimensions):
+    problem = Quadratics(dimensions=dimensions)
+    with pytest.raises(ValueError, match=r"^rule must take weights with a leading axis, .* but FirstWeight does not: see"):
+        started(kind(2), problem, FirstWeight(problem.template()))
 
 
 def test_nothing_finite_gives_zeros():
@@ -431,6 +475,7 @@ def test_pairs_share_all_but_their_weights():
 
     rule = WatchedRule(PARAMS)
     estimator = started(PES(3, sigma=0.1), Watched(), rule, num=8)
+    seen["weights"].clear()
     for leaf in (estimator.run.params["x"], estimator.run.instances["c"], estimator.ends):
         assert torch.equal(*leaf.chunk(2))
         assert len(set(tree_leaves(leaf[:4].tolist()))) > 1
@@ -560,7 +605,7 @@ def test_a_rate_is_learned(kind):
     ("make", "message"),
     [
         (lambda: TBPTT(0), "steps must be at least 1, got 0"),
-        (lambda: TBPTT(5, max_row_norm=0.0), "max_row_norm must be above 0, got 0.0"),
+        (lambda: TBPTT(5, max_row_norm=0.0), "max_row_norm must be above 0 and finite, got 0.0"),
         (lambda: TBPTT(5, "rank"), "objective must be one of loss, relative, log, got 'rank'"),
         (lambda: PES(5, "best"), "objective must be one of loss, relative, log, deviation, rank, got 'best'"),
         (lambda: PES(5, sigma=0.0), "sigma must be above 0, got 0.0"),

@@ -255,3 +255,11 @@ def test_the_papers_sizes():
     assert core.decay == 0.99
     assert MANN(POINTS, core_kwargs={"num_slots": 20}).core.num_slots == 20
     assert SNAIL(POINTS).core.convolutions[0].filters == 128
+
+
+def test_the_heads_of_mann_start_apart():
+    for reads, gates in ((2, [-3.0, 3.0]), (1, None)):
+        core = MANN(POINTS, 5, {"num_slots": 6, "slot_size": 3, "num_reads": reads}).core
+        biases = core.to_heads.bias.view(reads, -1)[:, 3]
+        assert gates is None or biases.tolist() == gates
+        assert gates or biases.abs().max() < 1  # one head cannot do both
