@@ -7,7 +7,7 @@ Departures: those of the core, where `strengths` are on and heads start `apart`;
 paper's are flattened) that are not normalised over a batch: in a sequence that would tell early steps of late ones. See
 `metarl.fewshot.recurrent` too.
 
-It needs many sequences at a time and recalls late: of points (`experiments/supervised_memory.py`), after some 35,000, in
+It needs many sequences at a time and recalls late: of points (`experiments/supervised_memory.py`), after some 25,000, in
 batches of 64 with Adam at 0.002. On small pictures most of the time goes into the convolutions: `kind="mlp"` has none.
 """
 

@@ -9,7 +9,7 @@ Departures from the paper:
 - `strengths` is an addition, off by default: a softmax of bare cosines, as in the paper, cannot single out one slot (of 32
   slots it gives the best at most a fifth).
 - `apart` is another one: what to recall comes a step before its label, so the label must be written where the step before
-  has read. With half of the heads doing so from the start, and sharper reads, that is learned several times sooner.
+  has read. With half of the heads doing so from the start, and sharp reads, that is learned several times sooner.
 - Memory starts constant at 1e-6, reads and controller at zero. Usage starts between 0 and 0.01, rising along the slots:
   they are filled in order, and no choice of the least used is left to rounding.
 - Cosines have a small constant under their square roots: a cleared slot is similar to nothing.
@@ -25,7 +25,7 @@ from metarl.plain import check_count
 
 FIRST_USAGE = 0.01
 """Of the last slot, at the start."""
-APART, SHARP = 3.0, 4.0
+APART, SHARP = 3.0, 9.0
 """What gates and strengths start near, before sigmoid and softplus, where heads start apart."""
 
 
@@ -55,7 +55,7 @@ class MANNCore(StepCore):
         strengths: multiply each head's cosines by `1 + softplus(.)` of a number from the controller, so that a head can
             read from one slot alone.
         apart: start with every second head writing where it read last and the others where slots are least used, and
-            with `strengths` of 5, three times as large as otherwise. It needs two heads.
+            with `strengths` of 10, so that slots unlike the key hardly count. It needs two heads.
         compiled: see `StepCore`.
     """
 
