@@ -110,7 +110,7 @@ PROBLEMS = {
         {},
         {"gamma": 0.95, "gae_lambda": 0.5, "entropy_coef": 0.06},
         {"encoder": [256]},
-        core_kwargs=WIDE,
+        core_kwargs={**WIDE, "mann": {**WIDE["mann"], "strengths": True, "apart": True}},
         cores=("lstm", "snail", "gtrxl", "mann"),
     ),
 }
