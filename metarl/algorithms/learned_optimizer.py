@@ -25,6 +25,7 @@ from metarl.problems import PROBLEMS, Problem
 from metarl.schedules import geometric, set_learning_rate
 from metarl.seeding import spawn
 from metarl.updates import HAND_MADE, RULES, Coordinatewise
+from metarl.updates.dormancy import reads_dormancy
 from metarl.updates.weights import SavedRule, save_rule
 from metarl_envs import make_family
 
@@ -259,4 +260,6 @@ def make_rule(name: str, rate: float, options: Mapping[str, Any] | None, problem
         rule = RULES[name](problem.template(), rate, **(options or {}))
     except TypeError as error:
         raise ValueError(f"rule_kwargs do not fit {name}: {error}") from error
+    if isinstance(problem, PPOProblem) and problem.dormancy and not reads_dormancy(rule):
+        raise ValueError(f"problem_kwargs.dormancy must be false with {name}, which does not read it, got true")
     return rule

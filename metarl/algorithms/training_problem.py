@@ -25,13 +25,14 @@ from torch.utils._pytree import tree_map
 from metarl import losses
 from metarl.algorithms.meta_gradient import Settings, make_batch
 from metarl.algorithms.side_by_side import Agents, TwinEnvs, fresh_params, mean_returns
-from metarl.batched import Params
+from metarl.batched import Params, subset
 from metarl.collection import collect_trials
 from metarl.policies import GradientPolicy
 from metarl.problems.base import Instances, Problem, Run, split_stream
 from metarl.returns import gae
 from metarl.trials import TensorObs, Trials
 from metarl.updates import UpdateRule
+from metarl.updates.dormancy import dormancy_of_layers, reads_dormancy
 from metarl_envs import TaskFamily, TaskSet
 from metarl_envs.family import check_above, check_at_least
 
@@ -102,6 +103,8 @@ class PPOProblem(Problem):
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
     """Bound on the norm of each agent's gradient."""
+    dormancy: bool = False
+    """Tell rules that read it (mlp) how dormant each number's neuron is, on every minibatch, as OPEN does."""
     _envs: dict[tuple[int, int], "TwinEnvs"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -252,7 +255,17 @@ class PPOProblem(Problem):
             each = self.loss(changing, batch)
             found = torch.autograd.grad(each.sum(), changing.values())
         grads = clip_norms(dict(zip(changing, found, strict=True)), self.max_grad_norm)
-        return rule.update(grads, state, params, each.detach())
+        told = self.dormancy and reads_dormancy(rule)
+        signals = {"dormancy": self._dormancy(params, batch.inputs)} if told else {}
+        return rule.update(grads, state, params, each.detach(), **signals)
+
+    def _dormancy(self, params: Params, inputs: TensorObs) -> Params:
+        """That of each number's neuron, `[N, ...]`; outputs have none."""
+        features, found = self.policy.features(params, inputs), {n: torch.zeros_like(value) for n, value in params.items()}
+        for name in ("policy_trunk", "value_trunk"):
+            of_trunk = dormancy_of_layers(getattr(self.policy, name), subset(params, name), features)
+            found |= {f"{name}.{one}": value for one, value in of_trunk.items()}
+        return found
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """PPO's loss of each agent, `[N]`: surrogate, value loss and entropy bonus (Schulman et al. 2017, eq. 9)."""

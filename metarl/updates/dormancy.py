@@ -5,10 +5,14 @@ phenomenon in deep reinforcement learning", eq. 1). OPEN's rule reads the score;
 that 0 says that nothing is the matter.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from metarl.batched import Params, call_batched, subset
+from metarl.updates.base import UpdateRule
 
 
 def dormancy(activations: Tensor) -> Tensor:
@@ -25,3 +29,25 @@ def dormancy(activations: Tensor) -> Tensor:
 def spread(dormancy: Tensor, shape: Sequence[int]) -> Tensor:
     """`dormancy [N, H]` of neurons for the numbers that lead into them, `[N, *shape]`, where `shape` begins with `H`."""
     return dormancy.reshape(*dormancy.shape, *[1] * (len(shape) - 1)).expand(len(dormancy), *shape)
+
+
+def dormancy_of_layers(layers: nn.Sequential, params: Params, x: Tensor) -> Params:
+    """How dormant the neuron is that each number leads into, in the shapes of `params [N, ...]`, on inputs `x [N, M, ...]`.
+
+    `layers` are linear ones, each followed by its activation.
+    """
+    found: Params = {}
+    names: list[str] = []
+    for name, layer in layers.named_children():
+        x = call_batched(layer, subset(params, name), x)
+        if isinstance(layer, nn.Linear):
+            names = [f"{name}.{kind}" for kind, _ in layer.named_parameters()]
+        else:
+            silent = dormancy(x)
+            found |= {one: spread(silent, params[one].shape[1:]) for one in names}
+    return found
+
+
+def reads_dormancy(rule: UpdateRule) -> bool:
+    """Whether the rule takes dormancy as an input."""
+    return hasattr(rule, "move") and "dormancy" in inspect.signature(rule.move).parameters

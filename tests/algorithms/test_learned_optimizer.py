@@ -120,6 +120,10 @@ def test_learns_and_what_it_exports_is_what_it_learned(tmp_path):
         ({"rule_kwargs": {"hidden": {4}}}, "rule_kwargs must be what JSON can hold"),
         ({**AGENTS, "objective": "log"}, "objective must be loss, deviation or rank for returns"),
         ({"rule_kwargs": {"bas": "adam"}}, "rule_kwargs do not fit mlp"),
+        (
+            {**AGENTS, "problem_kwargs": {**AGENTS["problem_kwargs"], "dormancy": True}, "rule": "lstm"},
+            "problem_kwargs.dormancy must be false with lstm, which does not read it, got true",
+        ),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"sigma": 0.0}, "sigma must be above 0 and finite, got 0.0"),
         ({"max_row_norm": -1.0}, "max_row_norm must be above 0 and finite, got -1.0"),

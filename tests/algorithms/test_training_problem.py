@@ -404,6 +404,44 @@ def test_it_has_no_loss_to_differentiate():
         problem.gradients(run.params, run.instances, ())
 
 
+@pytest.mark.parametrize("hidden", [(6,), (5, 4)])
+def test_dormancy_is_told_to_the_rule(hidden, monkeypatch):
+    problem = make("grid", hidden=hidden, epochs=1, minibatches=2, dormancy=True)
+    rule = RULES["mlp"](problem.template(), 1e-2)
+    rng = np.random.default_rng(0)
+    run = problem.begin(rule, problem.sample(3, "train", rng), rng)
+    told, steps, step = [], [], PPOProblem._step
+    update = type(rule).update
+    monkeypatch.setattr(type(rule), "update", lambda *a, dormancy: told.append(dormancy) or update(*a, dormancy=dormancy))
+    monkeypatch.setattr(PPOProblem, "_step", lambda *args: steps.append(args[2:]) or step(*args))
+    problem.advance(run, rule, rng)
+    assert len(told) == len(steps) == 2
+    for found, (params, _, batch) in zip(told, steps, strict=True):
+        assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in params.items()}
+        for agent in range(3):
+            for trunk in ("policy_trunk", "value_trunk"):
+                x = batch.inputs[agent]
+                for layer in range(len(hidden)):
+                    weight, bias = (params[f"{trunk}.{2 * layer}.{kind}"][agent] for kind in ("weight", "bias"))
+                    x = (x @ weight.T + bias).tanh()
+                    activity = x.abs().mean(0)
+                    expected = (1 - activity / activity.mean()).clamp_min(0)
+                    assert 0 < expected.max() <= 1
+                    torch.testing.assert_close(found[f"{trunk}.{2 * layer}.bias"][agent], expected)
+                    by_weight = expected[:, None].expand_as(weight)
+                    torch.testing.assert_close(found[f"{trunk}.{2 * layer}.weight"][agent], by_weight)
+        assert not any(value.any() for name, value in found.items() if "head" in name)
+
+
+def test_rules_that_do_not_read_dormancy_are_not_told():
+    ends = []
+    for dormancy in (False, True):
+        problem = make("grid", dormancy=dormancy)
+        run, rule, rng = begin(problem)
+        ends.append(problem.advance(run, rule, rng)[0].params)
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
 # -- learning --------------------------------------------------------------------------------------------------------
 
 
