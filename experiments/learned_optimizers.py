@@ -19,7 +19,7 @@ import torch
 from reproduce import PRESETS, RESULTS, train_run
 
 from metarl.algorithms.learned_optimizer import OptimizerTraining, make_problem
-from metarl.config import TUNING, OptimizerConfig
+from metarl.config import OptimizerConfig
 from metarl.evaluation import OptimizationCurve, evaluate_optimizer
 from metarl.run_folder import RunFolder
 from metarl.training import load_optimizer_run
@@ -38,8 +38,6 @@ class Target:
     family_kwargs: Mapping[str, Any] = field(default_factory=dict)
     num_problems: int = 512
     steps: int | None = None
-    tuning: Mapping[str, Any] = field(default_factory=dict)
-    """How hand-made rules are tuned, over `metarl.config.TUNING`."""
 
 
 def quadratics(kind: str) -> tuple[Target, ...]:
@@ -51,8 +49,6 @@ def quadratics(kind: str) -> tuple[Target, ...]:
     )
 
 
-FEWER = {"num": 32}
-"""Problems to tune on where 629 settings take a second for each of them, and differ little between problems."""
 AGENTS = (
     Target(
         "cart-pole",
@@ -67,9 +63,9 @@ TARGETS: dict[str, tuple[Target, ...]] = {
     "optimizer-gaussian-lstm": quadratics("gaussian"),
     "optimizer-uniform-lstm": quadratics("uniform"),
     "optimizer-digits": (
-        Target("as trained", "digits", tuning=FEWER),
-        Target("ReLU", "digits", {"activation": "relu"}, tuning=FEWER),
-        Target("two layers", "digits", {"hidden_sizes": [20, 20]}, tuning=FEWER),
+        Target("as trained", "digits"),
+        Target("ReLU", "digits", {"activation": "relu"}),
+        Target("two layers", "digits", {"hidden_sizes": [20, 20]}),
     ),
     "optimizer-cartpole": AGENTS,
 }
@@ -87,7 +83,6 @@ def measure(model: OptimizerTraining, target: Target, name: str) -> Optimization
         num_problems=target.num_problems,
         steps=target.steps,
         returns=not problem.differentiable,
-        tuning={**TUNING[problem.differentiable], **target.tuning},
     )
 
 

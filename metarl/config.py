@@ -206,7 +206,7 @@ class OptimizerConfig(RunConfig):
         if rate is None:
             base = rule_kwargs.get("base") or RULES[self.rule].starts_as
             check_known(f"base {base!r}", base, HAND_MADE)
-            tuning = dict(TUNING[self.problem.differentiable])
+            tuning = self.problem.tuning
             grid = tuning.get("options", OPTIONS).get(base, {})
             grid = {name: [rule_kwargs[name]] if name in rule_kwargs else values for name, values in grid.items()}
             best = tune(self.problem, [base], np.random.default_rng(self.seed), **{**tuning, "options": {base: grid}})[base]
@@ -223,20 +223,6 @@ class OptimizerConfig(RunConfig):
     def restore(self, state: dict[str, Any]) -> OptimizerTraining:
         """As in the base class."""
         return OptimizerTraining.from_state(state)
-
-
-TUNING: dict[bool, dict[str, Any]] = {
-    True: {"num": 256},
-    False: {
-        "num": 64,
-        "rates": tuple(float(f"{10 ** (k / 4):.2g}") for k in range(-16, 5)),
-        "options": {
-            **OPTIONS,
-            "adam": {"eps": (1e-5,)},
-        },  # Stable-Baselines3's: where gradients are zero, 1e-8 steps on rounding
-    },
-}
-"""How rates are tuned on problems with derivatives, which are cheap, and on others."""
 
 
 def read_config(path: str | Path) -> RunConfig:

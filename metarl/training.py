@@ -22,7 +22,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learned_optimizer import OptimizerTraining
 from metarl.checkpoint import CheckpointStore, write_atomically
-from metarl.config import TUNING, OptimizerConfig, RunConfig, TrainingConfig, read_config
+from metarl.config import OptimizerConfig, RunConfig, TrainingConfig, read_config
 from metarl.evaluation import (
     AdaptationCurve,
     Comparison,
@@ -177,7 +177,6 @@ def evaluate_optimizer_run(
         steps=steps,
         seed=seed,
         returns=not has_losses,
-        tuning=TUNING[has_losses],
     )
     file = Path(folder) / f"{'_'.join(['optimization', *[split] * (split != 'test'), *[str(steps)] * bool(steps)])}.csv"
     curve.save_csv(file)

@@ -12,7 +12,7 @@ do there; every batch begins with fresh episodes.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -29,6 +29,7 @@ from metarl.batched import Params, subset
 from metarl.collection import collect_trials
 from metarl.policies import GradientPolicy
 from metarl.problems.base import Instances, Problem, Run, split_stream
+from metarl.problems.tuning import OPTIONS
 from metarl.returns import gae
 from metarl.trials import TensorObs, Trials
 from metarl.updates import UpdateRule
@@ -76,6 +77,12 @@ class PPOProblem(Problem):
     """
 
     differentiable: ClassVar[bool] = False
+    tuning: ClassVar[Mapping[str, Any]] = {
+        "num": 64,
+        "rates": tuple(float(f"{10 ** (k / 4):.2g}") for k in range(-16, 5)),
+        # Adam with Stable-Baselines3's eps: where gradients are zero, 1e-8 steps on rounding
+        "options": {**OPTIONS, "adam": {"eps": (1e-5,)}},
+    }
 
     family: TaskFamily
     """Where tasks come from."""

@@ -210,11 +210,11 @@ def evaluate_optimizer(
         returns: whether the problem's measure is minus a return.
         tuned: settings by measure ("mean", "final") and rule, as `tune_baselines` gives them; tuned anew by default.
         baselines: names of hand-made rules.
-        tuning: further arguments of `metarl.problems.tuning.sweep`.
+        tuning: arguments of `metarl.problems.tuning.sweep`, on top of those of `problem.tuning`.
     """
     steps = steps or problem.horizon
     if tuned is None:
-        tuned = tune_baselines(problem, baselines, steps=steps, seed=seed, **(tuning or {}))
+        tuned = tune_baselines(problem, baselines, steps=steps, seed=seed, **{**problem.tuning, **(tuning or {})})
     instances = problem.sample(num_problems, split, np.random.default_rng([seed, 0]))
 
     def play(rule: UpdateRule) -> np.ndarray:

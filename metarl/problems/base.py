@@ -43,12 +43,14 @@ class Problem:
         horizon: steps of an inner training, as it is evaluated.
         splits: known to `sample`.
         differentiable: whether there are `losses`; otherwise what is to be made small is minus a return.
+        tuning: how hand-made rules are tuned on it unless told otherwise: arguments of `metarl.problems.tuning.tune`.
     """
 
     name: str
     horizon: int
     splits: ClassVar[Sequence[str]] = ("train", "test")
     differentiable: ClassVar[bool] = True
+    tuning: ClassVar[Mapping[str, Any]] = {"num": 256}
 
     def sample(self, num: int, split: str, rng: np.random.Generator) -> Instances:
         """Draw `num` instances of `split`."""
