@@ -140,8 +140,8 @@ def pictures(
         for name, options in kwargs.items()
     }
     # it answers at chance for the first tens of thousands of sequences, on points too (`supervised_memory.py recall`)
-    many = {"batch": 64, "learning_rate": 2e-3, "final_learning_rate": 1e-3}
-    learners["mann"] |= {"queries": INSTANCES - shots, "total_timesteps": 150_000, "hyperparameters": many}
+    many = {"batch": 64, "learning_rate": 2e-3, "final_learning_rate": 5e-4}
+    learners["mann"] |= {"queries": INSTANCES - shots, "total_timesteps": 330_000, "hyperparameters": many}
     return FewShotProblem(shared, learners, trained_on=trained_on)
 
 

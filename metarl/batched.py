@@ -5,12 +5,15 @@ tasks with respect to them are gradients per task. Linear layers become batched 
 a loop over tasks or `torch.func.vmap`; what is between them has no parameters and needs no change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+from metarl.kernels import linear
 
 Params = dict[str, Tensor]
 """Parameters by name, each `[N, *shape]`."""
@@ -37,15 +40,6 @@ def subset(params: Params, prefix: str) -> Params:
     return {name.removeprefix(f"{prefix}."): value for name, value in params.items() if name.startswith(f"{prefix}.")}
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x [N, M, I]`, `weight [N, O, I]`, `bias [N, O]` -> `[N, M, O]`."""
-    if bias is None:
-        return torch.bmm(x, weight.mT)
-    if torch.compiler.is_compiling():  # which fuses the bias with what comes next, and sees through thin products
-        return torch.bmm(x, weight.mT) + bias[:, None]
-    return torch.baddbmm(bias[:, None], x, weight.mT)
-
-
 def call_batched(module: nn.Module, params: Params, x: Any, how: TaskBatching = "auto") -> Tensor:
     """`module` on `x [N, M, ...]` (or a dictionary of such), task `n` with its own parameters: `[N, M, ...]`.
 
@@ -54,16 +48,42 @@ def call_batched(module: nn.Module, params: Params, x: Any, how: TaskBatching = 
     through a loop: where it holds convolutions on a CPU, whose grouped form is slow there, and where it holds batch
     normalisation, whose second derivatives under `vmap` are wrong (PyTorch 2.13).
     """
+    return bind(module, params, how)(x)
+
+
+def bind(module: nn.Module, params: Params, how: TaskBatching = "auto") -> Callable[[Any], Tensor]:
+    """`call_batched` as a function of `x` alone, for many calls: which way each layer goes is found out once."""
     if hasattr(module, "forward_batched"):
-        return module.forward_batched(params, x)
+        return partial(module.forward_batched, params)
     if type(module).forward is nn.Sequential.forward and len({*module}) == len(module):  # no layer is in it twice
-        for name, layer in module.named_children():
-            x = call_batched(layer, subset(params, name), x, how)
-        return x
-    if type(module) is nn.Linear and x.ndim == 3:
-        return linear(x, params["weight"], params.get("bias"))
-    if not params and isinstance(x, Tensor) and not (any(True for _ in module.buffers()) or _has(module, _BATCH_NORM)):
-        return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return bind_all(dict(module.named_children()), params, how)
+    if type(module) is nn.Linear:
+        return partial(_linear, module, params, how)
+    if not params and not (any(True for _ in module.buffers()) or _has(module, _BATCH_NORM)):
+        return partial(_without_parameters, module, how)
+    return partial(_by_task, module, params, how)
+
+
+def bind_all(modules: Mapping[str, nn.Module], params: Params, how: TaskBatching = "auto") -> Callable[[Any], Tensor]:
+    """Modules one after another, each with those of `params` that start with its name."""
+    return partial(_in_turn, [bind(module, subset(params, name), how) for name, module in modules.items()])
+
+
+def _in_turn(layers: Sequence[Callable[[Any], Tensor]], x: Any) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _linear(module: nn.Linear, params: Params, how: TaskBatching, x: Tensor) -> Tensor:
+    return linear(x, params["weight"], params.get("bias")) if x.ndim == 3 else _by_task(module, params, how, x)
+
+
+def _without_parameters(module: nn.Module, how: TaskBatching, x: Any) -> Tensor:
+    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if isinstance(x, Tensor) else _by_task(module, {}, how, x)
+
+
+def _by_task(module: nn.Module, params: Params, how: TaskBatching, x: Any) -> Tensor:
     leaf = next(iter(x.values())) if isinstance(x, dict) else x
     if how == "loop" or _loop_is_better(module, leaf.device, how):
         return torch.stack([functional_call(module, of_task(params, n), (_at(x, n),)) for n in range(len(leaf))])

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarl.batched import Params, linear
+from metarl.batched import Params
+from metarl.kernels import linear
 
 
 class CategoricalHead(nn.Module):

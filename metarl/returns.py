@@ -33,9 +33,8 @@ def gae(
     carry = gamma * gae_lambda * (~end).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
-    for t in range(len(deltas) - 1, -1, -1):
-        running = deltas[t] + carry[t] * running
-        advantages[t] = running
+    for delta, carried, advantage in reversed([*zip(deltas, carry, advantages, strict=True)]):
+        running = torch.addcmul(delta, carried, running, out=advantage)
     return advantages, advantages + values
 
 

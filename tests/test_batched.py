@@ -10,7 +10,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import nn
 from torch.func import functional_call
 
-from metarl.batched import call_batched, for_tasks, linear, of_task, subset
+from metarl.batched import call_batched, for_tasks, of_task, subset
+from metarl.kernels import linear
 
 N, M = 3, 5
 HOW = ["auto", "batched", "loop"]

@@ -7,7 +7,6 @@ algorithm, whose settings give the others: `second_order=False` is FOMAML, `upda
 coefficient is fixed.
 """
 
-import copy
 import dataclasses
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, Literal, Self, get_type_hints
 import gymnasium as gym
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from metarl.algorithms.base import MetaAlgorithm
 from metarl.algorithms.learner import GradientLearner, as_batch, split_trial_observation
@@ -196,7 +196,11 @@ class MAMLPPO(MetaAlgorithm):
     @cached_property
     def _meta_loss(self) -> Callable:
         """`meta_loss`; with `compile`, its forward, the gradients of the inner steps within, and its backward compiled."""
-        return torch.compile(meta_loss) if self.config.compile else meta_loss
+        if not self.config.compile:
+            return meta_loss
+        from metarl.compilation import compiled  # which takes seconds to import
+
+        return compiled(meta_loss)
 
     def episodes_in(self, family: TaskFamily) -> int:
         """Episodes of a trial: those of each inner step, and those after the last."""
@@ -213,7 +217,8 @@ class MAMLPPO(MetaAlgorithm):
         batches, returns = played
         config = self.config
         set_learning_rate(self.policy.optimizer, geometric(config.learning_rate, config.final_learning_rate, progress))
-        before = copy.deepcopy((self.policy.state_dict(), self.policy.optimizer.state_dict()))
+        states = self.policy.state_dict(), self.policy.optimizer.state_dict()
+        before = tree_map(lambda value: value.clone() if isinstance(value, torch.Tensor) else value, states)
         try:
             if config.outer_update == "reptile":
                 metrics = reptile_update(self.policy, batches, config)

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarl.batched import Params, linear
+from metarl.batched import Params
 from metarl.fewshot.episodes import Episodes, TaskSpec
 from metarl.fewshot.learner import FewShotLearner, check_weight
 from metarl.fewshot.networks import Stats, TaskNetwork, embedding
+from metarl.kernels import linear
 from metarl.plain import check_count
 
 

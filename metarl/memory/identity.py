@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from metarl.kernels import Tanh
 from metarl.memory.base import MemoryCore, State
 
 
@@ -12,7 +13,7 @@ class IdentityCore(MemoryCore):
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size
-        self.layer = nn.Sequential(nn.Linear(input_size, output_size), nn.Tanh())
+        self.layer = nn.Sequential(nn.Linear(input_size, output_size), Tanh())
 
     def initial_state(self, batch_size: int) -> State:
         """No tensors."""

@@ -1,6 +1,7 @@
 """Policies whose parameters adapt by gradient steps: feed-forward networks, run with one set of parameters per task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from metarl.batched import Params, TaskBatching, call_batched, for_tasks, subset
+from metarl.batched import Params, TaskBatching, bind_all, call_batched, for_tasks, subset
 from metarl.distributions import make_head
 from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, map_leaves, mlp, preprocess
 from metarl.trials import TensorObs
@@ -97,7 +98,7 @@ class GradientPolicy(NormalisedValue, BasePolicy):
 
     # -- the network, for N tasks ----------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def inputs_are_fixed(self) -> bool:
         """Whether the features extractor has nothing to learn, so that features can be computed once."""
         return not any(True for _ in self.extractor.parameters())
@@ -118,15 +119,16 @@ class GradientPolicy(NormalisedValue, BasePolicy):
 
     def action_params(self, params: Params, features: Tensor) -> Tensor:
         """Parameters of the action distribution, `[N, M, ...]`."""
-        for name in ("policy_trunk", "policy_head"):
-            features = call_batched(getattr(self, name), subset(params, name), features, self.task_batching)
-        return features
+        return self.actor(params)(features)
+
+    def actor(self, params: Params) -> Callable[[Tensor], Tensor]:
+        """`action_params` as a function of features alone, for many calls."""
+        return bind_all({"policy_trunk": self.policy_trunk, "policy_head": self.policy_head}, params, self.task_batching)
 
     def values(self, params: Params, features: Tensor) -> Tensor:
         """NORMALISED values `[N, M]` (see `normalise`)."""
-        for name in ("value_trunk", "value_head"):
-            features = call_batched(getattr(self, name), subset(params, name), features, self.task_batching)
-        return features[..., 0]
+        critic = {"value_trunk": self.value_trunk, "value_head": self.value_head}
+        return bind_all(critic, params, self.task_batching)(features)[..., 0]
 
     # -- as an ordinary policy: the starting point -------------------------------------------------------------------
 
@@ -149,6 +151,7 @@ class AdaptedPolicy:
 
     def __init__(self, policy: GradientPolicy, params: Params):
         self.policy, self.params = policy, params
+        self.actor = policy.actor(params)
         self.policy_head, self.device = policy.policy_head, policy.device
         self.num_tasks = len(next(iter(params.values())))
 
@@ -160,7 +163,7 @@ class AdaptedPolicy:
         policy = self.policy
         inputs = map_leaves(policy.preprocessed(observations, 1), lambda x: x.unflatten(0, (self.num_tasks, -1)))
         features = policy.features(self.params, inputs)
-        params = policy.action_params(self.params, features).flatten(0, 1)
+        params = self.actor(features).flatten(0, 1)
         if policy.value_head is None:
             return params, torch.zeros(len(params), device=self.device), None
         return params, policy.denormalise(policy.values(self.params, features)).flatten(), None

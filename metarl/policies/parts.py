@@ -9,6 +9,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from torch import Tensor, nn
 
+from metarl.kernels import Tanh
 from metarl.trials import TensorObs
 
 _OBSERVABLE = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiBinary, gym.spaces.MultiDiscrete)
@@ -40,7 +41,7 @@ def mlp(input_size: int, sizes: Sequence[int]) -> nn.Sequential:
     """Tanh layers of `sizes`."""
     layers: list[nn.Module] = []
     for size in sizes:
-        layers += [nn.Linear(input_size, size), nn.Tanh()]
+        layers += [nn.Linear(input_size, size), Tanh()]
         input_size = size
     return nn.Sequential(*layers)
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from metarl.distributions import make_head
+from metarl.kernels import Tanh
 from metarl.memory import CORES, State
 from metarl.memory.base import check_flag, check_slice
 from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, mlp, preprocess
@@ -100,7 +101,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
                 raise ValueError(f"bypass must be left out where there is no encoder, got {bypass!r}")
             encoded_size += self.bypass.stop - self.bypass.start
         self.core = CORES[core](encoded_size, core_size, **(core_kwargs or {}))
-        self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), nn.Tanh()) if skip else None
+        self.readout = nn.Sequential(nn.Linear(encoded_size + core_size, core_size), Tanh()) if skip else None
         self.policy_trunk = mlp(core_size, heads)
         self.task_size = task_size
         value_layers = heads or ((core_size, core_size) if task_size else ())
