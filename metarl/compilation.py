@@ -4,6 +4,7 @@ A module of its own, since importing PyTorch's compiler takes seconds.
 """
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,15 +16,28 @@ from metarl.kernels import MKL_IS_SLOW, is_shared
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether PyTorch has oneDNN's product, for which it has no public name."""
 LONG, WIDE = 512, 16
-"""Rows and columns from which a task's product gains from oneDNN, in compiled code: a call takes 10 microseconds more, and
-in eager code derivatives that are written in Python take what is gained."""
+"""Rows and columns from which a task's product gains from oneDNN, whose calls take 10 microseconds more. In eager code,
+derivatives written in Python take what is gained."""
 
 
-def compiled(function: Callable, **options: Any) -> Callable:
-    """`torch.compile(function, options=options)`, with products of matrices by oneDNN where they gain from it."""
+def compiled(function: FunctionType, **options: Any) -> Callable:
+    """`torch.compile(function, options=options)`, for arguments that differ in their tensors only from call to call.
+
+    What else it reads, the settings of an algorithm say, counts as it was in the first call: to look whether any of it has
+    changed would take as long as the work itself in small networks.
+    """
+    options = {
+        "guard_filter_fn": lambda guards: [guard.guard_type == "TENSOR_MATCH" for guard in guards],
+        "cpp_wrapper": True,  # calls from one kernel to the next in C++, too: in small networks they cost as much
+        "cpp.use_decompose_tanh": True,  # by a sigmoid, twice as fast
+        **options,
+    }
     if MKL_IS_SLOW and ONEDNN:
         options["post_grad_custom_post_pass"] = ProductsByOneDNN()
-    return torch.compile(function, options=options)
+    # a copy of the code: PyTorch keeps by it what it compiled, and would take that for the next algorithm too
+    own = FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
+    own.__defaults__, own.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return torch.compile(own, dynamic=False, fullgraph=True, options=options)
 
 
 class ProductsByOneDNN(CustomGraphPass):
@@ -32,7 +46,7 @@ class ProductsByOneDNN(CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change `graph`."""
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
-            if _gains(*(factor.meta["val"] for factor in node.args)):
+            if gains(*(factor.meta["val"] for factor in node.args)):
                 node.target = torch.ops.metarl.bmm.default
 
     def uuid(self) -> str:
@@ -40,14 +54,14 @@ class ProductsByOneDNN(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-def _gains(a: Tensor, b: Tensor) -> bool:
-    """Whether the product of `a [N, M, I]` and `b [N, I, O]` is long enough."""
+def gains(a: Tensor, b: Tensor) -> bool:
+    """Whether the product of `a [N, M, I]` and `b [N, I, O]` is long enough. Rows of `a` that lie across would be copied."""
     num, rows, inner = a.shape
     sizes = (rows * num if is_shared(b) else rows, inner, b.shape[2])
-    return a.device.type == "cpu" and a.dtype == torch.float32 and max(sizes) >= LONG and min(sizes) >= WIDE
+    fits = a.device.type == "cpu" and a.dtype == torch.float32 and a.stride(2) == 1
+    return fits and max(sizes) >= LONG and min(sizes) >= WIDE
 
 
-@torch.library.custom_op("metarl::bmm", mutates_args=())
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
     multiply = torch.ops.mkldnn._linear_pointwise
     if is_shared(b):
@@ -56,6 +70,11 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([multiply(*pair, None, "none", [], "") for pair in pairs])
 
 
-@_bmm.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _shape_of_bmm(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(*a.shape[:2], b.shape[2])
+
+
+_library = torch.library.Library("metarl", "FRAGMENT")  # `custom_op` takes 50 microseconds per call
+_library.define("bmm(Tensor a, Tensor b) -> Tensor")
+_library.impl("bmm", _bmm, "CPU")
+torch.library.register_fake("metarl::bmm", _shape_of_bmm, lib=_library)

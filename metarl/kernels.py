@@ -47,15 +47,16 @@ class Tanh(nn.Tanh):
         """Elementwise."""
         return tanh(x)
 
+    def forward_batched(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
+        """The same, for as many tasks as there are (see `metarl.batched`)."""
+        return tanh(x)
+
 
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, within 2e-7 in single precision, by `tanh(x) = 2 sigmoid(2 x) - 1`."""
-    if x.device.type == "cpu":
-        if torch.compiler.is_compiling():
-            return 2 * torch.sigmoid(2 * x) - 1
-        if MKL_IS_SLOW:
-            return SigmoidTanh.apply(x) if x.requires_grad and torch.is_grad_enabled() else _by_sigmoid(x)
-    return torch.tanh(x)
+    if not MKL_IS_SLOW or x.device.type != "cpu" or torch.compiler.is_compiling():  # see `metarl.compilation`
+        return torch.tanh(x)
+    return SigmoidTanh.apply(x) if x.requires_grad and torch.is_grad_enabled() else _by_sigmoid(x)
 
 
 class SigmoidTanh(torch.autograd.Function):

@@ -46,6 +46,9 @@ from metarl_envs import TaskFamily, TaskSet
 
 MOST_STEPS = 20_000_000
 """Steps that an iteration may hold in memory."""
+CHUNK, COMPILED_CHUNK = 4096, 20_000
+"""Steps that go through the outer loss at once: the graph of a few tasks stays in the processor's cache. Compiled code
+stores less, and gains more from fewer calls."""
 LARGEST_FOR_LINEAR = 512
 """Numbers in an observation up to which the linear baseline is fitted."""
 
@@ -379,7 +382,7 @@ def update(
     sums: dict[str, float] = {}
     for _ in range(config.epochs):
         policy.optimizer.zero_grad()
-        for rows in chunks(batches[-1]):
+        for rows in chunks(batches[-1], COMPILED_CHUNK if config.compile else CHUNK):
             part = [batch.tasks(rows) for batch in batches]
             part_old = None if old is None else [params[rows] for params in old]
             losses, metrics = loss(policy, part, part_old, settings, functional=config.compile)
@@ -425,8 +428,8 @@ def reptile_update(policy: GradientPolicy, batches: list[TaskBatch], config: MAM
     return {"distance_to_adapted": distance**0.5}
 
 
-def chunks(batch: TaskBatch, steps: int = 4096) -> Iterator[slice]:
-    """Rows of tasks, at most about `steps` steps at a time: the graph of a few tasks stays in the processor's cache."""
+def chunks(batch: TaskBatch, steps: int) -> Iterator[slice]:
+    """Rows of tasks, at most about `steps` steps at a time."""
     num_tasks, per_task = batch.weights.shape
     most = min(num_tasks, max(1, steps // per_task))
     size = max(part for part in range(1, most + 1) if num_tasks % part == 0)  # all alike, as compiled code wants them

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from types import FunctionType
 from typing import Any, Self
 
 import torch
@@ -129,15 +128,10 @@ class FewShotTraining(OuterLoop):
     @cached_property
     def _compiled(self) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
         self.learner.functional = True
-        # shapes and the learner stay as they are while it is trained: nothing need be looked at before each call
-        options = {
-            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
-            "fallback_random": True,
-            "cpp_wrapper": True,  # calls from one kernel to the next in C++, too: in small networks they cost as much
-        }
-        # a copy of the code: PyTorch keeps by it what it compiled, and would take that for the next learner too
-        own = FunctionType(meta_gradient.__code__.replace(), globals())
-        return torch.compile(own, dynamic=False, fullgraph=True, options=options)
+        from metarl.compilation import compiled  # which takes seconds to import
+
+        # shapes stay as they are, too: nothing need be looked at before each call
+        return compiled(meta_gradient, fallback_random=True, guard_filter_fn=torch.compiler.skip_all_guards_unsafe)
 
     def _backward(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Give the parameters their gradients of the mean loss, clipped; the losses `[N]`, and the norm before."""

@@ -1,14 +1,13 @@
 """Policies whose parameters adapt by gradient steps: feed-forward networks, run with one set of parameters per task."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import Tensor, nn
 
 from metarl.batched import Params, TaskBatching, bind_all, call_batched, for_tasks, subset
@@ -65,6 +64,10 @@ class GradientPolicy(NormalisedValue, BasePolicy):
         """What `policy_kwargs` were, defaults written out, features extractor apart."""
         self.task_batching = task_batching
         self.extractor = self.make_features_extractor()
+        self.inputs_are_fixed = not any(True for _ in self.extractor.parameters())
+        """Whether the features extractor has nothing to learn, so that features can be computed once."""
+        vectors = isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 1
+        self._read_as_they_are = vectors and type(self.extractor) is FlattenExtractor
         self.policy_trunk = mlp(self.extractor.features_dim, hidden)
         last = hidden[-1] if hidden else self.extractor.features_dim
         self.policy_head = make_head(last, action_space)
@@ -98,13 +101,10 @@ class GradientPolicy(NormalisedValue, BasePolicy):
 
     # -- the network, for N tasks ----------------------------------------------------------------------------------
 
-    @cached_property
-    def inputs_are_fixed(self) -> bool:
-        """Whether the features extractor has nothing to learn, so that features can be computed once."""
-        return not any(True for _ in self.extractor.parameters())
-
     def preprocessed(self, observations: TensorObs, lead: int) -> TensorObs:
         """Observations with `lead` leading axes as `action_params` takes them; features already where these are fixed."""
+        if self._read_as_they_are:
+            return observations.float()
         shape = next(iter(observations.values())).shape if isinstance(observations, dict) else observations.shape
         flat = preprocess(observations, self.observation_space, lead)
         if self.inputs_are_fixed:

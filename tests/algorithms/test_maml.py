@@ -20,7 +20,7 @@ from torch import nn
 
 import metarl
 from metarl import evaluate
-from metarl.algorithms.maml import MAMLPPO, MAMLConfig, chunks, update
+from metarl.algorithms.maml import CHUNK, MAMLPPO, MAMLConfig, chunks, update
 from metarl.algorithms.meta_gradient import adapt, adapted_params, make_batch
 from metarl.batched import for_tasks
 from metarl.checkpoint import CheckpointError
@@ -201,7 +201,7 @@ def test_one_step_is_every_step():
 
 def test_chunks_of_tasks_add_up(monkeypatch):
     whole = make_maml("navigation", kl_coef=0.1).learn(1)
-    monkeypatch.setattr("metarl.algorithms.maml.chunks", lambda batch: chunks(batch, 3 * 3 * 5 + 1))  # 3 + 1
+    monkeypatch.setattr("metarl.algorithms.maml.chunks", lambda batch, _: chunks(batch, 3 * 3 * 5 + 1))  # 3 + 1
     parts = make_maml("navigation", kl_coef=0.1).learn(1)
     torch.testing.assert_close(parameters(parts), parameters(whole), rtol=1e-3, atol=1e-5)
 
@@ -212,7 +212,7 @@ def test_chunks_cover_all_tasks():
 
     assert [*chunks(Batch, 45)] == [slice(0, 3), slice(3, 6)]  # all alike: 4 would not do
     assert [*chunks(Batch, 1)] == [slice(i, i + 1) for i in range(6)]
-    assert [*chunks(Batch)] == [slice(0, 6)]
+    assert [*chunks(Batch, CHUNK)] == [slice(0, 6)]
 
 
 class Glimpse(gym.Env):
@@ -357,7 +357,7 @@ def test_a_rule_of_ones_own_is_plugged_in(monkeypatch):
 
 
 def test_records_are_of_one_shape_when_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     shapes = set()
     for compiled in (False, True):
         look = Look()
@@ -1030,7 +1030,7 @@ def test_gradients_that_are_not_finite_do_no_harm():
 def test_the_task_that_is_named_is_counted_over_all_chunks(monkeypatch):
     model = make_maml("navigation")
     model.learn(1, look := Look())
-    monkeypatch.setattr("metarl.algorithms.maml.chunks", lambda batch: chunks(batch, 2 * 3 * 5))  # 2 + 2
+    monkeypatch.setattr("metarl.algorithms.maml.chunks", lambda batch, _: chunks(batch, 2 * 3 * 5))  # 2 + 2
     seen = []
 
     def breaking(policy, batches, *args, **kwargs):
