@@ -16,4 +16,5 @@ def read_result(name: str) -> Any:
 
 def by_machine(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     """A `table` for every machine that the file `name` of speeds has measurements of."""
-    return "\n\n".join(f"{machine}:\n\n{table(result)}" for machine, result in (read_result(name) or {}).items())
+    measured = (read_result(name) or {}).items()
+    return "\n\n".join(f"{machine}, code of {result['commit']}:\n\n{table(result)}" for machine, result in measured)

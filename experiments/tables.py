@@ -5,16 +5,16 @@ python experiments/tables.py --check    # exit 1 if they are not what the result
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from result_files import RESULTS, by_machine, read_result
+from result_files import read_result
 from tables_few_shot import FEW_SHOT
+from tables_memory import MEMORY
+from tables_speed import SPEEDS
 
 PAGES = [Path(__file__).parent.parent / name for name in ("README.md", "docs/results.md")]
 
@@ -127,18 +127,6 @@ def _episode(episodes: dict, index: int) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def speed(result: dict) -> str:
-    """Steps per second beside sb3-contrib's RecurrentPPO."""
-    columns = [name for name in result["rows"][0] if name not in ("num_envs", "shares")]
-    lines = [f"| environments | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-    for row in result["rows"]:
-        lines.append(f"| {row['num_envs']} | " + " | ".join(f"{row[column]:,.0f}" for column in columns) + " |")
-    for ours, against in result["ratios"].items():
-        cells = [f"{against[column]:.1f} x" if column in against else "" for column in columns]
-        lines.append(f"| {ours}, best against best | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 STEPS = [
     ("maml-navigation", "2-D navigation", 20, ((-40.4, None), (-11.7, -11.7), (-3.3, None), (-3.2, -3.2))),
     (
@@ -216,142 +204,6 @@ def methods() -> str:
     return "\n".join(lines)
 
 
-def speed_maml(result: dict) -> str:
-    """Meta-iterations per second beside the usual arrangement."""
-    columns = list(result["rows"][0]["speeds"])
-    lines = [f"| setting | {' | '.join(columns)} | best here / usual | target |", "|---|" + "---|" * (len(columns) + 2)]
-    for row in result["rows"]:
-        cells = " | ".join(f"{row['speeds'][column]:.2f}" for column in columns)
-        best = max(ratio for name, ratio in row["ratios"].items() if "here" in name)
-        mark = "reached" if best >= row["target"] else "NOT reached"
-        lines.append(f"| {row['setting']} | {cells} | {best:.1f} x | >= {row['target']:g} x, {mark} |")
-    return "\n".join(lines)
-
-
-def speed_mujoco(result: dict) -> str:
-    """Environment steps per second beside MuJoCo alone and Gymnasium's processes."""
-    columns = list(result["rows"][0]["speeds"])
-    lines = [f"| robot | {' | '.join(columns)} | of bare | x AsyncVectorEnv |", "|---|" + "---|" * (len(columns) + 2)]
-    for row in result["rows"]:
-        cells = " | ".join(f"{row['speeds'][column]:,.0f}" for column in columns)
-        marks = []
-        for key, shown in (("of_bare", "{:.2f}"), ("of_async", "{:.1f}")):
-            target = result["targets"][key]
-            marks.append(f"{shown.format(row[key])} (>= {target:g}, {'reached' if row[key] >= target else 'NOT reached'})")
-        lines.append(f"| {row['robot']} | {cells} | {' | '.join(marks)} |")
-    return "\n".join(lines)
-
-
-CORES = ["identity", "lstm", "gru", "min_gru", "ntm", "mann", "dnc", "episodic", "snail", "gtrxl", "key_value"]
-"""In the order of the tables."""
-CARDS = ("repeat-previous", "repeat-first", "count-recall", "autoencode")
-MEMORY = ("t-maze", "minigrid-memory", "bandit-5x10", "tabular-10")
-
-
-def memory_cards() -> str:
-    """Return per trial of every core in the card games."""
-    return _cores(CARDS, "{:.3f} [{:.3f}, {:.3f}]")
-
-
-def memory_others() -> str:
-    """Return per trial in the other problems."""
-    return _cores(MEMORY, "{:.2f} [{:.2f}, {:.2f}]")
-
-
-def _cores(problems: Sequence[str], form: str) -> str:
-    """A row per core and a column per problem, one value per seed; parameters from least to most, minutes of the first."""
-    found = {name: (read_result(f"memory-{name}.json") or {"rows": []})["rows"] for name in problems}
-    cores = list(dict.fromkeys(row["core"] for rows in found.values() for row in rows))
-    steps = {name: f", {rows[0]['steps'] / 1e6:.0f} M steps" if rows else "" for name, rows in found.items()}
-    head = "".join(f" {name}{steps[name]} | min |" for name in problems)
-    lines = [f"| core | parameters |{head}", "|---|---|" + "---|---|" * len(problems)]
-    for core in sorted(cores, key=CORES.index):
-        rows = {name: [row for row in rows if row["core"] == core] for name, rows in found.items()}
-        counts = sorted({row["parameters"] for own in rows.values() for row in own})
-        parameters = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-        cells = []
-        for own in rows.values():
-            cells.append("; ".join(form.format(*row["splits"]["test"]["total"]) for row in own))
-            cells.append(f"{own[0]['training_seconds'] / 60:.1f}" if own else "")
-        lines.append(f"| {core} | {parameters} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def memory_length() -> str:
-    """Effective memory length of every core in every problem."""
-    names = [*CARDS, "barcode", *MEMORY]
-    found = {name: (read_result(f"memory-{name}.json") or {"rows": []})["rows"] for name in names}
-    names = [name for name in names if found[name]]
-    lines = [f"| core | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for core in CORES[1:]:
-        cells = []
-        for name in names:
-            far = [row["reach"] for row in found[name] if row["core"] == core]
-            cells.append("; ".join(f"{one['length']} ({one['nats']:.2g})" for one in far))
-        lines.append(f"| {core} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def barcode() -> str:
-    """Regret by occurrence in barcode bandits."""
-    rows = (read_result("memory-barcode.json") or {"rows": []})["rows"]
-    times = len(rows[0]["by_occurrence"]) if rows else 0
-    lines = [f"| core | seed | {' | '.join(str(k + 1) for k in range(times))} | last / first | steps | min |"]
-    lines.append("|---|---|" + "---|" * (times + 3))
-    for row in rows:
-        regrets = [[row["splits"]["test"]["ceiling"] - x for x in scores] for scores in row["by_occurrence"]]
-        cells = " | ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, high, low in regrets)
-        ratio = f"{regrets[-1][0] / regrets[0][0]:.2f} | {row['steps'] / 1e6:.1f} M | {row['training_seconds'] / 60:.1f}"
-        lines.append(f"| {row['core']} | {row['seed']} | {cells} | {ratio} |")
-    return "\n".join(lines)
-
-
-def copying() -> str:
-    """The copy task by core."""
-    lines = [
-        "| core | seed | parameters | sequences | below 0.1 wrong bits after | wrong bits at length 20 | at 40 | min |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in _supervised("copy"):
-        solved = "not" if row["solved_after"] is None else f"{row['solved_after']:,}"
-        wrong = " | ".join(f"{row['measured'][length]:.3f}" for length in ("20", "40"))
-        lines.append(f"| {_facts(row)} | {row['sequences']:,} | {solved} | {wrong} | {row['seconds'] / 60:.0f} |")
-    return "\n".join(lines)
-
-
-def recalling() -> str:
-    """Accuracy by core and by how often a class has come."""
-    times = ("1", "2", "3", "5", "10")
-    lines = [f"| core | seed | parameters | sequences | {' | '.join(times)} | min |", "|---|---|---|---|" + "---|" * 6]
-    for row in _supervised("recall"):
-        right = " | ".join(f"{row['measured'][time]:.1%}" for time in times)
-        lines.append(f"| {_facts(row)} | {row['sequences']:,} | {right} | {row['seconds'] / 60:.0f} |")
-    return "\n".join(lines)
-
-
-def _supervised(task: str) -> list[dict]:
-    rows = [json.loads(path.read_text()) for path in RESULTS.glob(f"{task}-*-seed*.json")]
-    return sorted(rows, key=lambda row: (CORES.index(row["core"]), row["seed"]))
-
-
-def _facts(row: dict) -> str:
-    return f"{row['core']} | {row['seed']} | {row['parameters']:,}"
-
-
-def speed_memory_cores(result: dict) -> str:
-    """Cost of a step beside the LSTM's."""
-    lines = [
-        "| core | parameters | learning, µs per step | x LSTM | acting, µs per step | x LSTM |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['core']} | {row['parameters']:,} | {row['learning_us']:.2f} | {row['learning_ratio']:.1f} "
-            f"| {row['acting_us']:.2f} | {row['acting_ratio']:.1f} |"
-        )
-    return "\n".join(lines)
-
-
 def optimizers() -> str:
     """Learned optimizers beside the best hand-made rule, on what they were trained on and on what they were not."""
     lines = [
@@ -369,14 +221,6 @@ def optimizers() -> str:
             )
             rule = target["rules"][0]["name"]
             lines.append(f"| {name} | {subject} | {rule} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def speed_optimizers(result: dict) -> str:
-    """What one step of each optimizer costs."""
-    lines = ["| optimizer | microseconds per step | x fused Adam |", "|---|---|---|"]
-    for row in result["rows"]:
-        lines.append(f"| {row['optimizer']} | {row['step_us']:.0f} | {row['ratio']:.2f} |")
     return "\n".join(lines)
 
 
@@ -402,22 +246,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "agents": agents,
     "references": references,
     "context": context,
-    "speed": partial(by_machine, "speed_recurrent_ppo.json", speed),
     "maml": gradient_steps,
     "methods": methods,
-    "speed_maml": partial(by_machine, "speed_maml.json", speed_maml),
-    "speed_mujoco": partial(by_machine, "speed_mujoco.json", speed_mujoco),
-    "memory_cards": memory_cards,
-    "memory_others": memory_others,
-    "memory_length": memory_length,
-    "barcode": barcode,
-    "copying": copying,
-    "recalling": recalling,
-    "speed_memory_cores": partial(by_machine, "speed_memory_cores.json", speed_memory_cores),
     "optimizers": optimizers,
-    "speed_optimizers": partial(by_machine, "speed-optimizers.json", speed_optimizers),
     "drop_in": drop_in,
     **FEW_SHOT,
+    **MEMORY,
+    **SPEEDS,
 }
 
 

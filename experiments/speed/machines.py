@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def machine() -> str:
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Put what was measured on this machine into the result file `name`, in place of what was before."""
+    """Put what was measured on this machine, by the code of the last commit, into the result file `name`."""
     path = RESULTS / name
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[machine()] = result
-    path.parent.mkdir(exist_ok=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS)
+    results[machine()] = {**result, "commit": commit.stdout.strip()}
     write_atomically(path, (json.dumps(dict(sorted(results.items())), indent=1, ensure_ascii=False) + "\n").encode())
