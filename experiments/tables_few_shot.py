@@ -31,6 +31,20 @@ def _accuracy(problem: str, row: dict | None) -> str:
     return score + trained * (row.get("trained_on", problem) == problem)
 
 
+def few_shot_seeds() -> str:
+    """Accuracy by seed, of learners that have been trained more than once on a problem."""
+    found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
+    trained = {(row["learner"], problem) for problem, rows in found.items() for row in rows if row["seed"]}
+    lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
+    for name in sorted({name for name, _ in trained}):
+        cells = []
+        for problem, rows in found.items():
+            scores = [row["scores"]["inductive"][0] for row in rows if row["learner"] == name]
+            cells.append("; ".join(f"{100.0 * score:.1f}" for score in scores) if (name, problem) in trained else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def few_shot_instances() -> str:
     """Accuracy of memories by how often a class has come."""
     rows = [row for row in read_result("fewshot-glyphs-5w1s.json") or [] if "by_instance" in row]
@@ -66,6 +80,7 @@ def speed_sinusoid(result: dict) -> str:
 
 FEW_SHOT: dict[str, Callable[[], str]] = {
     "few_shot": few_shot,
+    "few_shot_seeds": few_shot_seeds,
     "few_shot_instances": few_shot_instances,
     "sinusoids": sinusoids,
     "speed_sinusoid": partial(by_machine, "speed_sinusoid.json", speed_sinusoid),
