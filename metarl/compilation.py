@@ -4,11 +4,13 @@ A module of its own, since importing PyTorch's compiler takes seconds.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from metarl.kernels import MKL_IS_SLOW, is_shared
@@ -20,24 +22,40 @@ LONG, WIDE = 512, 16
 derivatives written in Python take what is gained."""
 
 
-def compiled(function: FunctionType, **options: Any) -> Callable:
+def compiled(function: FunctionType, device: torch.device, what: str, **options: Any) -> Callable:
     """`torch.compile(function, options=options)`, for arguments that differ in their tensors only from call to call.
 
     What else it reads, the settings of an algorithm say, counts as it was in the first call: to look whether any of it has
     changed would take as long as the work itself in small networks.
+
+    Args:
+        function: a plain function.
+        device: where its tensors are.
+        what: is compiled, for the error.
+        options: of Inductor, on top of those that suit small networks.
+
+    Returns:
+        The function, compiled at its first call. It raises a `ValueError` where PyTorch cannot compile it.
     """
-    options = {
-        "guard_filter_fn": lambda guards: [guard.guard_type == "TENSOR_MATCH" for guard in guards],
-        "cpp_wrapper": True,  # calls from one kernel to the next in C++, too: in small networks they cost as much
-        "cpp.use_decompose_tanh": True,  # by a sigmoid, twice as fast
-        **options,
-    }
-    if MKL_IS_SLOW and ONEDNN:
-        options["post_grad_custom_post_pass"] = ProductsByOneDNN()
+    options = {"guard_filter_fn": lambda guards: [guard.guard_type == "TENSOR_MATCH" for guard in guards], **options}
+    if device.type == "cpu":
+        # calls from one kernel to the next in C++, too, since in small networks they cost as much; tanh in half the time
+        options = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True, **options}
+        if MKL_IS_SLOW and ONEDNN:
+            options["post_grad_custom_post_pass"] = ProductsByOneDNN()
     # a copy of the code: PyTorch keeps by it what it compiled, and would take that for the next algorithm too
     own = FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
     own.__defaults__, own.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    return torch.compile(own, dynamic=False, fullgraph=True, options=options)
+    fast = torch.compile(own, dynamic=False, fullgraph=True, options=options)
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fast(*args, **kwargs)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            raise ValueError(f"compile must be false: PyTorch cannot compile {what}") from error
+
+    return run
 
 
 class ProductsByOneDNN(CustomGraphPass):
@@ -74,7 +92,9 @@ def _shape_of_bmm(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(*a.shape[:2], b.shape[2])
 
 
-_library = torch.library.Library("metarl", "FRAGMENT")  # `custom_op` takes 50 microseconds per call
-_library.define("bmm(Tensor a, Tensor b) -> Tensor")
-_library.impl("bmm", _bmm, "CPU")
-torch.library.register_fake("metarl::bmm", _shape_of_bmm, lib=_library)
+if not hasattr(torch.ops.metarl, "bmm"):  # the module may be imported anew
+    _library = torch.library.Library("metarl", "FRAGMENT")  # `custom_op` takes 50 microseconds per call
+    _library.define("bmm(Tensor a, Tensor b) -> Tensor")
+    _library.impl("bmm", _bmm, "CPU")
+    torch.library.register_fake("metarl::bmm", _shape_of_bmm, lib=_library)
+    torch.ops.metarl.library = _library  # its operators live as long as it does

@@ -143,7 +143,7 @@ class GaussianHead(nn.Module):
     def to_env(self, actions: Tensor) -> np.ndarray:
         """Actions as the environment takes them."""
         actions = self._centre + self._half_range * actions.cpu().numpy()
-        return np.minimum(np.maximum(actions, self._low), self._high).astype(self._dtype)  # np.clip takes twice as long
+        return np.clip(actions, self._low, self._high).astype(self._dtype)
 
 
 def _log_softmax(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def gae(
     rewards: Tensor, values: Tensor, end: Tensor, bootstrap: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:

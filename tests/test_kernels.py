@@ -1,14 +1,12 @@
 """Matrix products and tanh by the ways of one processor, against PyTorch's own."""
 
-import shutil
-
 import pytest
 import torch
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import grad, hessian, jvp, vmap
 
 from metarl import kernels
-from metarl.kernels import Tanh, linear, product, tanh
+from metarl.kernels import Tanh, linear, tanh
 
 N, M, INPUTS, OUTPUTS = 3, 520, 20, 17
 
@@ -40,10 +38,23 @@ def test_tanh_by_sigmoid(slow_mkl):
     assert_as_close(derivatives(tanh, x.double()), derivatives(torch.tanh, x.double()), 1e-13)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, in forward mode
 def test_tanh_under_functional_transforms(slow_mkl):
     x = torch.linspace(-2, 2, 12).view(3, 4)
-    found = vmap(grad(lambda row: tanh(row).sum()))(x)
-    torch.testing.assert_close(found, 1 - torch.tanh(x).square())
+    slopes = 1 - torch.tanh(x).square()
+    torch.testing.assert_close(vmap(grad(lambda row: tanh(row).sum()))(x), slopes)
+    torch.testing.assert_close(grad(lambda rows: vmap(tanh)(rows).sum())(x), slopes)
+    rows = x.clone().requires_grad_()  # which does not show within
+    torch.testing.assert_close(torch.autograd.grad(vmap(tanh)(rows).sum(), rows)[0], slopes)
+    torch.testing.assert_close(jvp(tanh, (x,), (torch.full_like(x, 3.0),))[1], 3 * slopes)
+    bends = hessian(lambda one: tanh(one).sum())(x[0]).diagonal()
+    torch.testing.assert_close(bends, -2 * torch.tanh(x[0]) * slopes[0])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.int64])
+def test_tanh_of_other_kinds_is_pytorchs(slow_mkl, kind):
+    x = torch.arange(-2, 3).to(kind)
+    assert tanh(x).equal(torch.tanh(x))
 
 
 def test_the_layer_is_pytorchs_to_those_who_ask():
@@ -78,44 +89,6 @@ def test_tasks_that_share_parameters_have_gradients_of_their_own():
     error = 2 * linear(x, weight, bias)
     torch.testing.assert_close(found[0], torch.einsum("nmo,nmi->noi", error, x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1], error.sum(1), rtol=1e-4, atol=1e-4)
-
-
-def adapted_loss(theta, x, y):
-    """Two layers, a gradient step for each task, and the loss after it: what MAML differentiates."""
-
-    def loss(params):
-        hidden = torch.tanh(linear(x, params["w"], params["b"]))
-        return (product(hidden, params["v"]) - y).square().mean((1, 2)).sum()
-
-    params = {name: value.expand(N, *value.shape) for name, value in theta.items()}
-    slopes = torch.func.grad(loss)(params)
-    return loss({name: value - 0.1 * slopes[name] for name, value in params.items()})
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, while it loads its compiler
-@pytest.mark.parametrize("outputs", [2, 18])
-def test_compiled_second_derivatives(monkeypatch, outputs):
-    import torch._functorch.config
-    import torch._inductor.config
-
-    from metarl import compilation
-
-    if not compilation.ONEDNN:
-        pytest.skip("PyTorch has no oneDNN here")
-    monkeypatch.setattr(compilation, "MKL_IS_SLOW", True)
-    calls = []
-    multiply = compilation.gains
-    monkeypatch.setattr(compilation, "gains", lambda a, b: calls.append(multiply(a, b)) or calls[-1])
-    theta = {"w": torch.randn(OUTPUTS, INPUTS) / 5, "b": torch.randn(OUTPUTS), "v": torch.randn(outputs, OUTPUTS) / 5}
-    theta = {name: value.requires_grad_() for name, value in theta.items()}
-    x, y = torch.randn(N, M, INPUTS), torch.randn(N, M, outputs)
-    anew = torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False)
-    with anew[0], anew[1]:  # what is kept from the last time would not be looked through
-        found = torch.autograd.grad(compilation.compiled(adapted_loss)(theta, x, y), theta.values())
-    expected = torch.autograd.grad(adapted_loss(theta, x, y), theta.values())
-    assert any(calls)  # what comes below says something about oneDNN
-    assert_as_close(found, expected)
 
 
 @pytest.mark.parametrize("shared", [False, True])

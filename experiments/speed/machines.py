@@ -26,9 +26,11 @@ def machine() -> str:
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Put what was measured on this machine, by the code of the last commit, into the result file `name`."""
+    """Put what was measured on this machine, into the result file `name`."""
     path = RESULTS / name
     results = json.loads(path.read_text()) if path.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=RESULTS
+    )
     results[machine()] = {**result, "commit": commit.stdout.strip()}
     write_atomically(path, (json.dumps(dict(sorted(results.items())), indent=1, ensure_ascii=False) + "\n").encode())

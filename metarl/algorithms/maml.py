@@ -48,7 +48,7 @@ MOST_STEPS = 20_000_000
 """Steps that an iteration may hold in memory."""
 CHUNK, COMPILED_CHUNK = 4096, 20_000
 """Steps that go through the outer loss at once: the graph of a few tasks stays in the processor's cache. Compiled code
-stores less, and gains more from fewer calls."""
+stores less, and gains more from fewer calls, where steps are small."""
 LARGEST_FOR_LINEAR = 512
 """Numbers in an observation up to which the linear baseline is fitted."""
 
@@ -107,7 +107,8 @@ class MAMLConfig:
     task_batching: TaskBatching = "auto"
     """How tasks run through layers that are not linear: batched, loop, or (auto) a loop for convolutions on a CPU."""
     compile: bool = False
-    """Compile the outer update with torch.compile: the same numbers, faster, after about a minute of compiling."""
+    """Compile the outer update with torch.compile: the same numbers, faster, after about a minute of compiling. Of policies
+    and update rules, what are not tensors counts as it is in the first iteration."""
 
     def __post_init__(self):
         for name, hint in get_type_hints(MAMLConfig).items():
@@ -196,14 +197,22 @@ class MAMLPPO(MetaAlgorithm):
             )
         super()._take_family(family)
 
-    @cached_property
+    @property
     def _meta_loss(self) -> Callable:
         """`meta_loss`; with `compile`, its forward, the gradients of the inner steps within, and its backward compiled."""
         if not self.config.compile:
             return meta_loss
-        from metarl.compilation import compiled  # which takes seconds to import
+        settings = self.config.settings
+        if settings not in self._compiled:
+            from metarl.compilation import compiled  # which takes seconds to import
 
-        return compiled(meta_loss)
+            self._compiled[settings] = compiled(meta_loss, self.policy.device, "this policy's loss after adaptation")
+        return self._compiled[settings]
+
+    @cached_property
+    def _compiled(self) -> dict[Settings, Callable]:
+        """`meta_loss` compiled, by the settings that it was compiled with."""
+        return {}
 
     def episodes_in(self, family: TaskFamily) -> int:
         """Episodes of a trial: those of each inner step, and those after the last."""
@@ -221,6 +230,7 @@ class MAMLPPO(MetaAlgorithm):
         config = self.config
         set_learning_rate(self.policy.optimizer, geometric(config.learning_rate, config.final_learning_rate, progress))
         states = self.policy.state_dict(), self.policy.optimizer.state_dict()
+        # deepcopy takes a millisecond
         before = tree_map(lambda value: value.clone() if isinstance(value, torch.Tensor) else value, states)
         try:
             if config.outer_update == "reptile":
@@ -382,7 +392,7 @@ def update(
     sums: dict[str, float] = {}
     for _ in range(config.epochs):
         policy.optimizer.zero_grad()
-        for rows in chunks(batches[-1], COMPILED_CHUNK if config.compile else CHUNK):
+        for rows in chunks(batches[-1], COMPILED_CHUNK if config.compile and policy.inputs_are_fixed else CHUNK):
             part = [batch.tasks(rows) for batch in batches]
             part_old = None if old is None else [params[rows] for params in old]
             losses, metrics = loss(policy, part, part_old, settings, functional=config.compile)

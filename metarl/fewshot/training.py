@@ -131,7 +131,8 @@ class FewShotTraining(OuterLoop):
         from metarl.compilation import compiled  # which takes seconds to import
 
         # shapes stay as they are, too: nothing need be looked at before each call
-        return compiled(meta_gradient, fallback_random=True, guard_filter_fn=torch.compiler.skip_all_guards_unsafe)
+        options = {"fallback_random": True, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        return compiled(meta_gradient, self.learner.like.device, type(self.learner).__name__, **options)
 
     def _backward(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Give the parameters their gradients of the mean loss, clipped; the losses `[N]`, and the norm before."""
@@ -141,13 +142,10 @@ class FewShotTraining(OuterLoop):
             losses = self.learner.losses(episodes, config.transductive)
             losses.mean().backward()
             return losses.detach(), torch.nn.utils.clip_grad_norm_(self._params.values(), config.max_grad_norm)
-        try:
-            with torch.no_grad():
-                gradients, losses, norm = self._compiled(
-                    self._asked, self._detached, episodes, config.transductive, config.max_grad_norm
-                )
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise ValueError(f"compile must be false: PyTorch cannot compile {type(self.learner).__name__}") from error
+        with torch.no_grad():
+            gradients, losses, norm = self._compiled(
+                self._asked, self._detached, episodes, config.transductive, config.max_grad_norm
+            )
         for name, gradient in gradients.items():
             self._params[name].grad = gradient
         return losses, norm
