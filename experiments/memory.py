@@ -91,7 +91,7 @@ PROBLEMS = {
         "minigrid_views:MiniGridMemoryS7-v0",
         1_000_000,
         {"num_episodes": 1},
-        {"num_envs": 32},
+        {"num_envs": 32, "entropy_coef": 0.05, "final_entropy_coef": 0.005},  # it has to learn to look round first
         core_kwargs={"gtrxl": {"context": 128}},
         cores=("snail", "lstm", "gru", "gtrxl"),
         num_tasks=500,
