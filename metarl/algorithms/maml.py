@@ -107,8 +107,7 @@ class MAMLConfig:
     task_batching: TaskBatching = "auto"
     """How tasks run through layers that are not linear: batched, loop, or (auto) a loop for convolutions on a CPU."""
     compile: bool = False
-    """Compile the outer update with torch.compile: the same numbers, faster, after about a minute of compiling. Of policies
-    and update rules, what are not tensors counts as it is in the first iteration."""
+    """Compile the outer update with torch.compile: the same numbers, faster, after about a minute of compiling."""
 
     def __post_init__(self):
         for name, hint in get_type_hints(MAMLConfig).items():
@@ -211,7 +210,7 @@ class MAMLPPO(MetaAlgorithm):
 
     @cached_property
     def _compiled(self) -> dict[Settings, Callable]:
-        """`meta_loss` compiled, by the settings that it was compiled with."""
+        """`meta_loss` compiled, by its settings; what else is no tensor, in a rule say, stays as it was at the first call."""
         return {}
 
     def episodes_in(self, family: TaskFamily) -> int:
