@@ -160,7 +160,7 @@ class MAMLPPO(MetaAlgorithm):
 
     def _make_policy(self) -> GradientPolicy:
         config = self.config
-        if config.compile and not ("CXX" in os.environ or any(map(shutil.which, ("g++", "clang++", "c++")))):
+        if config.compile and not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "c++")))):
             raise ValueError("compile needs a C++ compiler: none of g++, clang++ and c++ is installed, and CXX names none")
         policy = self.policy_class(
             self.observation_space,
@@ -210,7 +210,7 @@ class MAMLPPO(MetaAlgorithm):
 
     @cached_property
     def _compiled(self) -> dict[Settings, Callable]:
-        """`meta_loss` compiled, by its settings; what else is no tensor, in a rule say, stays as it was at the first call."""
+        """`meta_loss` compiled, by settings; what else is no tensor, in a rule say, stays as in the first call."""
         return {}
 
     def episodes_in(self, family: TaskFamily) -> int:
