@@ -1,9 +1,8 @@
 """Tables of few-shot learning, for `tables.py`."""
 
 from collections.abc import Callable
-from functools import partial
 
-from result_files import by_machine, read_result
+from result_files import read_result
 
 PICTURES = ("glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s", "digits-5w1s", "fortunes-5w1s")
 """Problems of `experiments/few_shot.py` with classes."""
@@ -70,19 +69,10 @@ def sinusoids() -> str:
     return "\n".join(lines)
 
 
-def speed_sinusoid(result: dict) -> str:
-    """Meta-iterations per second."""
-    lines = ["| | meta-iterations per second | x loop |", "|---|---|---|"]
-    for name, speed in result["per_second"].items():
-        lines.append(f"| {name} | {speed:.0f} | {result['ratios'].get(name, 1.0):.1f} |")
-    return "\n".join(lines)
-
-
 FEW_SHOT: dict[str, Callable[[], str]] = {
     "few_shot": few_shot,
     "few_shot_seeds": few_shot_seeds,
     "few_shot_instances": few_shot_instances,
     "sinusoids": sinusoids,
-    "speed_sinusoid": partial(by_machine, "speed_sinusoid.json", speed_sinusoid),
 }
 """By name."""

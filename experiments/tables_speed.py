@@ -66,9 +66,18 @@ def speed_optimizers(result: dict) -> str:
     return "\n".join(lines)
 
 
+def speed_sinusoid(result: dict) -> str:
+    """Meta-iterations per second."""
+    lines = ["| | meta-iterations per second | x loop |", "|---|---|---|"]
+    for name, speed in result["per_second"].items():
+        lines.append(f"| {name} | {speed:.0f} | {result['ratios'].get(name, 1.0):.1f} |")
+    return "\n".join(lines)
+
+
 SPEEDS: dict[str, Callable[[], str]] = {
     "speed": partial(by_machine, "speed_recurrent_ppo.json", speed),
     "speed_maml": partial(by_machine, "speed_maml.json", speed_maml),
+    "speed_sinusoid": partial(by_machine, "speed_sinusoid.json", speed_sinusoid),
     "speed_mujoco": partial(by_machine, "speed_mujoco.json", speed_mujoco),
     "speed_memory_cores": partial(by_machine, "speed_memory_cores.json", speed_memory_cores),
     "speed_optimizers": partial(by_machine, "speed-optimizers.json", speed_optimizers),

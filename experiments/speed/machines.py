@@ -26,7 +26,7 @@ def machine() -> str:
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Put what was measured on this machine, into the result file `name`."""
+    """Put what was measured on this machine into the result file `name`, in place of what was before."""
     path = RESULTS / name
     results = json.loads(path.read_text()) if path.exists() else {}
     commit = subprocess.run(

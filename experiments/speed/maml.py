@@ -72,7 +72,7 @@ def measure_ours(model: MAMLPPO, seconds: float) -> tuple[float, dict[str, float
     spent = dict.fromkeys(("stepping", "inner", "outer"), 0.0)
     stopwatch = Stopwatch(seconds, warm_up=2, on_start=lambda: spent.update(dict.fromkeys(spent, 0.0)))
     for name in ("step", "reset"):
-        setattr(model.envs, name, timed(getattr(type(model.envs), name).__get__(model.envs), spent, "stepping"))
+        setattr(model.envs, name, timed(getattr(model.envs, name), spent, "stepping"))
     originals = {name: getattr(maml, name) for name in ("make_batch", "take_step", "update")}
     for name, part in {"make_batch": "inner", "take_step": "inner", "update": "outer"}.items():
         setattr(maml, name, timed(originals[name], spent, part))
@@ -81,6 +81,7 @@ def measure_ours(model: MAMLPPO, seconds: float) -> tuple[float, dict[str, float
     finally:
         for name, original in originals.items():
             setattr(maml, name, original)
+        del model.envs.step, model.envs.reset  # the class has its own
     shares = {name: value / stopwatch.total for name, value in spent.items()}
     return stopwatch.updates / stopwatch.total, {"acting": 1 - sum(shares.values()), **shares}
 
@@ -269,7 +270,7 @@ def gradient_gap(model: MAMLPPO, usual: Usual) -> float:
         weights = torch.full_like(old, 1 / old.shape[1])
         batches.append(TaskBatch(x, actions, old, advantages, old, weights, old.long(), usual.trajectories))
     total, config = torch.zeros(()), model.config
-    for rows in maml.chunks(batches[-1], maml.COMPILED_CHUNK if config.compile else maml.CHUNK):
+    for rows in maml.chunks(batches[-1], maml.chunk_size(policy, config)):
         part = [batch.tasks(rows) for batch in batches]
         total = total + model._meta_loss(policy, part, None, config.settings, functional=config.compile)[0].sum()
     ours = torch.autograd.grad(total, policy.parameters())

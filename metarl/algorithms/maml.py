@@ -391,7 +391,7 @@ def update(
     sums: dict[str, float] = {}
     for _ in range(config.epochs):
         policy.optimizer.zero_grad()
-        for rows in chunks(batches[-1], COMPILED_CHUNK if config.compile and policy.inputs_are_fixed else CHUNK):
+        for rows in chunks(batches[-1], chunk_size(policy, config)):
             part = [batch.tasks(rows) for batch in batches]
             part_old = None if old is None else [params[rows] for params in old]
             losses, metrics = loss(policy, part, part_old, settings, functional=config.compile)
@@ -435,6 +435,11 @@ def reptile_update(policy: GradientPolicy, batches: list[TaskBatch], config: MAM
         distance += float(value.grad.square().sum())
     policy.optimizer.step()
     return {"distance_to_adapted": distance**0.5}
+
+
+def chunk_size(policy: GradientPolicy, config: MAMLConfig) -> int:
+    """Steps that go through the outer loss at once: fewer where features are learned, and kept for every step."""
+    return COMPILED_CHUNK if config.compile and policy.inputs_are_fixed else CHUNK
 
 
 def chunks(batch: TaskBatch, steps: int) -> Iterator[slice]:
