@@ -204,14 +204,11 @@ def draw(name: str, rows: Sequence[dict]) -> None:
     figure.savefig(RESULTS / f"memory-{name}.png")
 
 
-def draw_recall(name: str, rows: Sequence[tuple[str, int]]) -> None:
-    """Returns by occurrence, of all cores and seeds whose runs are there."""
-    files = {row: curve_file(run_folder(name, *row), "test") for row in rows}
-    seeds = {seed for _, seed in rows}
-    curves = {f"{core}, seed {s}" if len(seeds) > 1 else core: file for (core, s), file in files.items() if file.exists()}
-    plot_recall(
-        [AdaptationCurve.load(file) for file in curves.values()], RESULTS / f"memory-{name}-recall.png", names=[*curves]
-    )
+def draw_recall(name: str, cores: Sequence[str], seed: int = 0) -> None:
+    """Returns by occurrence of one seed of all cores, if their runs are there."""
+    files = [curve_file(run_folder(name, core, seed), "test") for core in cores]
+    if all(file.exists() for file in files):
+        plot_recall([AdaptationCurve.load(file) for file in files], RESULTS / f"memory-{name}-recall.png", names=cores)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -237,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (RESULTS / f"memory-{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n")
             draw(name, result["rows"])
     if "by_occurrence" in result["rows"][0]:
-        draw_recall(name, order)
+        draw_recall(name, list(dict.fromkeys(core for core, _ in order)))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from torch.func import functional_call
 from metarl import MAMLPPO
 from metarl.algorithms import maml
 from metarl.algorithms.meta_gradient import TaskBatch
+from metarl.algorithms.outer_updates import chunk_size, chunks
 from metarl.allocator import keep_freed_memory
 
 TASKS, EPOCHS, RATE, GAMMA, CLIP = 20, 5, 0.1, 0.99, 0.2
@@ -270,7 +271,7 @@ def gradient_gap(model: MAMLPPO, usual: Usual) -> float:
         weights = torch.full_like(old, 1 / old.shape[1])
         batches.append(TaskBatch(x, actions, old, advantages, old, weights, old.long(), usual.trajectories))
     total, config = torch.zeros(()), model.config
-    for rows in maml.chunks(batches[-1], maml.chunk_size(policy, config)):
+    for rows in chunks(batches[-1], chunk_size(policy, config)):
         part = [batch.tasks(rows) for batch in batches]
         total = total + model._meta_loss(policy, part, None, config.settings, functional=config.compile)[0].sum()
     ours = torch.autograd.grad(total, policy.parameters())

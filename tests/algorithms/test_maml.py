@@ -20,8 +20,9 @@ from torch import nn
 
 import metarl
 from metarl import evaluate
-from metarl.algorithms.maml import CHUNK, MAMLPPO, MAMLConfig, chunks, update
+from metarl.algorithms.maml import MAMLPPO, MAMLConfig
 from metarl.algorithms.meta_gradient import adapt, adapted_params, make_batch
+from metarl.algorithms.outer_updates import CHUNK, chunks, update
 from metarl.batched import for_tasks
 from metarl.checkpoint import CheckpointError
 from metarl.cli import main
@@ -201,7 +202,7 @@ def test_one_step_is_every_step():
 
 def test_chunks_of_tasks_add_up(monkeypatch):
     whole = make_maml("navigation", kl_coef=0.1).learn(1)
-    monkeypatch.setattr("metarl.algorithms.maml.chunks", lambda batch, _: chunks(batch, 3 * 3 * 5 + 1))  # 3 + 1
+    monkeypatch.setattr("metarl.algorithms.outer_updates.chunks", lambda batch, _: chunks(batch, 3 * 3 * 5 + 1))  # 3 + 1
     parts = make_maml("navigation", kl_coef=0.1).learn(1)
     torch.testing.assert_close(parameters(parts), parameters(whole), rtol=1e-3, atol=1e-5)
 
@@ -1030,7 +1031,7 @@ def test_gradients_that_are_not_finite_do_no_harm():
 def test_the_task_that_is_named_is_counted_over_all_chunks(monkeypatch):
     model = make_maml("navigation")
     model.learn(1, look := Look())
-    monkeypatch.setattr("metarl.algorithms.maml.chunks", lambda batch, _: chunks(batch, 2 * 3 * 5))  # 2 + 2
+    monkeypatch.setattr("metarl.algorithms.outer_updates.chunks", lambda batch, _: chunks(batch, 2 * 3 * 5))  # 2 + 2
     seen = []
 
     def breaking(policy, batches, *args, **kwargs):
