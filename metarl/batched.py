@@ -86,7 +86,9 @@ def _without_parameters(module: nn.Module, how: TaskBatching, x: Any) -> Tensor:
 def _by_task(module: nn.Module, params: Params, how: TaskBatching, x: Any) -> Tensor:
     leaf = next(iter(x.values())) if isinstance(x, dict) else x
     if how == "loop" or _loop_is_better(module, leaf.device, how):
-        return torch.stack([functional_call(module, of_task(params, n), (_at(x, n),)) for n in range(len(leaf))])
+        own = _apart(params) if params else [{}] * len(leaf)
+        each = _apart(x) if isinstance(x, dict) else x.unbind()
+        return torch.stack([functional_call(module, *one) for one in zip(own, each, strict=True)])
     return vmap(lambda p, one: functional_call(module, p, (one,)), randomness="different")(params, x)
 
 
@@ -98,5 +100,7 @@ def _has(module: nn.Module, kind: Any) -> bool:
     return any(isinstance(layer, kind) for layer in module.modules())
 
 
-def _at(x: Any, task: int) -> Any:
-    return {key: value[task] for key, value in x.items()} if isinstance(x, dict) else x[task]
+def _apart(values: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """One dictionary per task. By `unbind`: the gradient of `value[n]` is as large as all of `value`, and mostly zeros."""
+    tasks = zip(*(value.unbind() for value in values.values()), strict=True)
+    return [dict(zip(values, task, strict=True)) for task in tasks]

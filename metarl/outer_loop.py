@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 from tqdm import tqdm
 
+from metarl.allocator import keep_freed_memory
 from metarl.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -74,6 +75,7 @@ class OuterLoop:
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        keep_freed_memory()
         if reset_num_timesteps:
             self.num_timesteps = 0
         self._total_timesteps = self.num_timesteps + total_timesteps

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from metarl.allocator import keep_freed_memory
 from metarl.evaluation.few_shot import FewShotCost, FewShotScores
 from metarl.evaluation.few_shot_report import Setting
 from metarl.fewshot.episodes import Episodes, EpisodeSource, add_to_hash
@@ -76,6 +77,7 @@ def evaluate_learner(
         raise ValueError(f"steps must be empty for learners that take no gradient steps, got {tuple(steps)}")
     for one in learners.values():
         one.check_fits(source.spec)
+    keep_freed_memory()
     others = {k: source.resized(shots=k) for k in sorted(set(shots))}
 
     first = source.episodes(split, [0], seed)

@@ -34,8 +34,10 @@ class BatchNorm(nn.Module):
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance `[N, C]` of `x [N, M, C, ...]`, over all but tasks and channels."""
-        variance, mean = torch.var_mean(x, [1, *range(3, x.ndim)], correction=0)
-        return mean, variance
+        axes = [1, *range(3, x.ndim)]
+        mean = x.mean(axes, keepdim=True)
+        variance = (x - mean).square().mean(axes)  # `torch.var_mean` over such axes takes ten times as long on a CPU (2.13)
+        return mean.flatten(1), variance
 
     def normalise(self, x: Tensor, stats: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
         """`x [N, M, C, ...]` by these statistics; `weight` and `bias` are `[C]` or `[N, C]`."""
@@ -43,7 +45,7 @@ class BatchNorm(nn.Module):
         scale = weight * (variance + self.eps).rsqrt()
         shift = bias - mean * scale
         shape = (len(x), 1, x.shape[2], *[1] * (x.ndim - 3))
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+        return x * scale.view(shape) + shift.view(shape)  # its derivatives are faster than those of `torch.addcmul`
 
 
 class TokenMean(nn.Module):
