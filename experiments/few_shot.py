@@ -46,6 +46,8 @@ class FewShotProblem:
         untrained: learners that nothing is learned for.
         trained_on: the problem whose runs are scored here, where a learner can do with these tasks what it learned in those.
         steps: gradient steps after which gradient learners are scored too.
+        queries: of each class, or curve, in test episodes.
+        batch: episodes scored at once: fewer where the parameters of one are many.
     """
 
     settings: Mapping[str, Any]
@@ -53,6 +55,7 @@ class FewShotProblem:
     untrained: Sequence[str] = ("nearest_neighbour", "from_scratch")
     steps: Sequence[int] = ()
     queries: int = 15
+    batch: int = 20
     trained_on: str | None = None
 
     @property
@@ -106,6 +109,7 @@ def pictures(
     dataset: str = "glyphs",
     episodes: int = 8_000,
     trained_on: str | None = None,
+    batch: int = 20,
     **settings: Any,
 ) -> FewShotProblem:
     """Every learner of classes, with the same network up to the last layer and as many episodes."""
@@ -142,7 +146,7 @@ def pictures(
     # it answers at chance for the first tens of thousands of sequences, on points too (`supervised_memory.py recall`)
     many = {"batch": 64, "learning_rate": 2e-3, "final_learning_rate": 5e-4}
     learners["mann"] |= {"queries": INSTANCES - shots, "total_timesteps": 330_000, "hyperparameters": many}
-    return FewShotProblem(shared, learners, trained_on=trained_on)
+    return FewShotProblem(shared, learners, batch=batch, trained_on=trained_on)
 
 
 GLYPHS = {"dataset_kwargs": {"fonts": "noto"}}
@@ -154,7 +158,7 @@ PROBLEMS = {
     "glyphs-5w5s": pictures(5, 5, trained_on="glyphs-5w1s", **GLYPHS),
     "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", **GLYPHS),
     "digits-5w1s": pictures(5, 1, "digits", 3_000, dataset_kwargs={"rotations": True}),
-    "fortunes-5w1s": pictures(5, 1, "fortunes", 3_000),
+    "fortunes-5w1s": pictures(5, 1, "fortunes", 3_000, batch=2),
 }
 
 
@@ -194,10 +198,10 @@ def measure(name: str, learner: str, seed: int) -> dict[str, Any]:
         trained["trained_on"] = home
     steps = problem.steps if hasattr(model, "test_steps") else ()
     try:
-        scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, steps=steps)
+        scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, batch=problem.batch, steps=steps)
     except Diverged as error:  # what is trained for one step need not stand ten
         print(error, flush=True)
-        scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, steps=steps[:2])
+        scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, batch=problem.batch, steps=steps[:2])
     facts = {
         "seed": seed,
         **trained,
