@@ -177,8 +177,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     task = TASKS[args.task]()
     for name in ("steps", "batch", "rate"):
-        setattr(args, name, getattr(args, name) or getattr(task, name))
-    reader = Reader(args.core, task.inputs, args.size, task.outputs, **args.core_kwargs)
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(task, name))
+    for name in ("steps", "batch", "every", "rate", "clip"):
+        if not getattr(args, name) > 0:
+            parser.error(f"--{name} must be above 0, got {getattr(args, name)}")
+    try:
+        reader = Reader(args.core, task.inputs, args.size, task.outputs, **args.core_kwargs)
+    except (TypeError, ValueError) as error:
+        parser.error(f"--core-kwargs: {error}")
     start = time.monotonic()
     history, solved = train(task, reader, args)
     seconds = time.monotonic() - start

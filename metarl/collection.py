@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.distributions import CategoricalHead, GaussianHead
+from metarl.distributions import Head
 from metarl.policies import AdaptedPolicy, TrialPolicy
 from metarl.trials import TensorObs, Trials, check_finite, to_tensor
 from metarl_envs import TaskSet, TaskVectorEnv
@@ -70,7 +70,8 @@ def collect_trials(
         params, values, core = policy.act(observations, memory, task)
         actions = head.sample(params, generator)
         successors, rewards, terminated, truncated, _ = envs.step(head.to_env(actions))
-        check_finite(rewards, envs, t)
+        check_finite("reward", rewards, envs, t)
+        check_finite("observation", successors, envs, t)
         done = terminated | truncated
         episode += done
         trial_over = episode >= episodes_per_trial
@@ -157,7 +158,7 @@ class _Recorder:
     def _like(self, x: Tensor) -> Tensor:
         return torch.zeros(self.shape[0], *x.shape, dtype=x.dtype, device=self.device)
 
-    def trials(self, num_steps: int, head: CategoricalHead | GaussianHead) -> Trials:
+    def trials(self, num_steps: int, head: Head) -> Trials:
         values, bootstrap = self.floats[:, :num_steps]
         flags = torch.as_tensor(self.flags[:, :num_steps], device=self.device)
         terminated, truncated, episode_start, trial_start, trial_end = flags

@@ -1,6 +1,7 @@
 """Action distributions as output layers of a policy: a map to parameters, and functions of these parameters alone.
 
-`forward_batched` is the map for policies with one set of parameters per task (see `metarl.batched`).
+`forward_batched` is the map for policies with one set of parameters per task (see `metarl.batched`). Heads tell the `shape`
+and `dtype` of one action, and the `feature_size` of its features.
 """
 
 import math
@@ -9,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from metarl.batched import Params
 from metarl.kernels import linear
@@ -19,6 +21,7 @@ class CategoricalHead(nn.Module):
 
     def __init__(self, input_size: int, space: gym.spaces.Discrete):
         super().__init__()
+        self.shape, self.dtype = (), torch.int64
         self.start = int(space.start)
         self.feature_size = int(space.n)
         self.linear = nn.Linear(input_size, self.feature_size)
@@ -37,9 +40,7 @@ class CategoricalHead(nn.Module):
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action per row, by inversion of the cumulative distribution."""
-        cumulative = params.exp().movedim(-1, 0).cumsum(0)  # over the leading axis, for speed as above
-        u = torch.rand(params.shape[:-1], generator=generator, device=params.device)
-        return (u * cumulative[-1] >= cumulative[:-1]).sum(0)
+        return _invert(params, generator)
 
     def mode(self, params: Tensor) -> Tensor:
         """The likeliest action."""
@@ -59,12 +60,73 @@ class CategoricalHead(nn.Module):
 
     def features(self, actions: Tensor) -> Tensor:
         """The previous action as an input of the policy: one-hot `[..., n]`."""
-        return nn.functional.one_hot(actions, self.feature_size).float()
+        return one_hot(actions, self.feature_size).float()
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         """Actions as the environment takes them."""
         actions = actions.cpu().numpy()
         return actions + self.start if self.start else actions
+
+
+class MultiCategoricalHead(nn.Module):
+    """Actions of `MultiDiscrete` or `MultiBinary`: `D` independent choices.
+
+    Parameters are the log-probabilities of each choice's `n_d` possibilities, side by side `[..., sum n_d]`.
+    Log-probabilities, entropies and divergences sum over choices.
+    """
+
+    def __init__(self, input_size: int, space: gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
+        super().__init__()
+        if len(space.shape) != 1:
+            raise ValueError(f"actions of {type(space).__name__} must have one axis, got shape {space.shape}")
+        binary = isinstance(space, gym.spaces.MultiBinary)
+        self.sizes = [2] * space.n if binary else space.nvec.tolist()
+        self.shape, self.dtype = space.shape, torch.int64
+        self.start = 0 if binary else space.start
+        self._dtype = space.dtype
+        self.feature_size = sum(self.sizes)
+        self.linear = nn.Linear(input_size, self.feature_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Log-probabilities of all possibilities."""
+        return self.finish(self.linear(y))
+
+    def finish(self, outputs: Tensor) -> Tensor:
+        """Parameters from the outputs of `linear`."""
+        return torch.cat([_log_softmax(part) for part in outputs.split(self.sizes, -1)], -1)
+
+    def forward_batched(self, params: Params, y: Tensor) -> Tensor:
+        """The same for `y [N, M, ...]`, task by task."""
+        return self.finish(linear(y, params["linear.weight"], params["linear.bias"]))
+
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One action `[D]` per row."""
+        return torch.stack([_invert(part, generator) for part in params.split(self.sizes, -1)], -1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The likeliest action."""
+        return torch.stack([part.argmax(-1) for part in params.split(self.sizes, -1)], -1)
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """`[...]`."""
+        return (params * self.features(actions)).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """In nats, `[...]`."""
+        return -(params.exp() * params).sum(-1)
+
+    def kl(self, params: Tensor, others: Tensor) -> Tensor:
+        """`KL(params || others)` in nats, `[...]`."""
+        return (params.exp() * (params - others)).sum(-1)
+
+    def features(self, actions: Tensor) -> Tensor:
+        """The previous action as an input of the policy: one-hot `[..., sum n_d]`."""
+        choices = zip(actions.unbind(-1), self.sizes, strict=True)
+        return torch.cat([one_hot(part, size) for part, size in choices], -1).float()
+
+    def to_env(self, actions: Tensor) -> np.ndarray:
+        """Actions as the environment takes them."""
+        return (actions.cpu().numpy() + self.start).astype(self._dtype)
 
 
 class GaussianHead(nn.Module):
@@ -82,6 +144,7 @@ class GaussianHead(nn.Module):
         if len(space.shape) != 1:
             raise ValueError(f"a Box of actions must have one axis, got shape {space.shape}")
         self.feature_size = space.shape[0]
+        self.shape, self.dtype = space.shape, torch.float32
         self.linear = nn.Linear(input_size, self.feature_size)
         self.log_std = nn.Parameter(torch.full((self.feature_size,), initial_log_std))
         bounded = space.bounded_below & space.bounded_above
@@ -151,10 +214,21 @@ def _log_softmax(x: Tensor) -> Tensor:
     return torch.log_softmax(x.movedim(-1, 0), 0).movedim(0, -1)
 
 
-def make_head(input_size: int, space: gym.Space) -> CategoricalHead | GaussianHead:
+def _invert(log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    cumulative = log_probs.exp().movedim(-1, 0).cumsum(0)  # over the leading axis, for speed as above
+    u = torch.rand(log_probs.shape[:-1], generator=generator, device=log_probs.device)
+    return (u * cumulative[-1] >= cumulative[:-1]).sum(0)
+
+
+Head = CategoricalHead | MultiCategoricalHead | GaussianHead
+
+
+def make_head(input_size: int, space: gym.Space) -> Head:
     """The output layer that fits an action space."""
     if isinstance(space, gym.spaces.Discrete):
         return CategoricalHead(input_size, space)
     if isinstance(space, gym.spaces.Box):
         return GaussianHead(input_size, space)
-    raise ValueError(f"action space must be Discrete or Box, got {space}")
+    if isinstance(space, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
+        return MultiCategoricalHead(input_size, space)
+    raise ValueError(f"action space must be Discrete, MultiDiscrete, MultiBinary or Box, got {space}")

@@ -5,7 +5,9 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import os
 import re
+import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
@@ -49,6 +51,12 @@ def check_known(title: str, name: Any, known: Iterable[str]) -> None:
         near = difflib.get_close_matches(str(name), known, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"{title} is unknown{hint}: known are {', '.join(known)}")
+
+
+def check_compiler(option: str) -> None:
+    """Raise a `ValueError` unless there is the C++ compiler that `option` needs."""
+    if not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "c++")))):
+        raise ValueError(f"{option} needs a C++ compiler: none of g++, clang++ and c++ is installed, and CXX names none")
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:

@@ -119,13 +119,16 @@ class Trials:
         return trial, np.bincount(trial, weights=done) == episodes_per_trial
 
 
-def check_finite(rewards: np.ndarray, envs: TaskVectorEnv, step: int, first_task: int = 0) -> None:
-    """Raise a `ValueError` naming environment, task and step unless all `rewards [B]` are finite."""
-    if not np.isfinite(rewards).all():
-        slot = int(np.flatnonzero(~np.isfinite(rewards))[0])
-        task = {name: values[slot].tolist() for name, values in envs.tasks.params.items()}
+def check_finite(name: str, values: Observations, envs: TaskVectorEnv, step: int, first_task: int = 0) -> None:
+    """Raise a `ValueError` with `name`, environment, task and step unless all `values [B, ...]` are finite."""
+    if isinstance(values, dict):
+        for key, part in values.items():
+            check_finite(f"{name} {key}", part, envs, step, first_task)
+    elif values.dtype.kind == "f" and not np.isfinite(values).all():
+        slot, *place = np.argwhere(~np.isfinite(values))[0].tolist()
+        task = {key: numbers[slot].tolist() for key, numbers in envs.tasks.params.items()}
         where = f"{envs.family.label}, task {first_task + slot} {task}, step {step}"
-        raise ValueError(f"reward must be finite, got {rewards[slot]} from {where}")
+        raise ValueError(f"{name} must be finite, got {values[slot, *place]} from {where}")
 
 
 def to_tensor(observations: Observations, device: torch.device) -> TensorObs:

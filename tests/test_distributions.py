@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, Normal
 
-from metarl.distributions import CategoricalHead, GaussianHead, make_head
+from metarl.distributions import CategoricalHead, GaussianHead, MultiCategoricalHead, make_head
 
 INPUT = 4
 
@@ -89,6 +89,37 @@ def test_categorical_counts_from_the_spaces_start(start):
 # -- Box ---------------------------------------------------------------------------------------------------------
 
 
+# -- MultiDiscrete and MultiBinary -------------------------------------------------------------------------------
+
+
+def test_independent_choices_equal_the_product_of_categoricals():
+    head, other = (MultiCategoricalHead(INPUT, gym.spaces.MultiDiscrete([3, 2, 4])) for _ in range(2))
+    y = 3 * torch.randn(7, 6, INPUT, generator=seeded())
+    params, others = head(y), other(y)
+    twins, other_twins = ([Categorical(logits=part) for part in h.linear(y).split([3, 2, 4], -1)] for h in (head, other))
+    actions = torch.stack([torch.randint(n, (7, 6), generator=seeded()) for n in (3, 2, 4)], -1)
+    expected = sum(twin.log_prob(part) for twin, part in zip(twins, actions.unbind(-1), strict=True))
+    torch.testing.assert_close(head.log_prob(params, actions), expected)
+    torch.testing.assert_close(head.entropy(params), sum(twin.entropy() for twin in twins))
+    divergences = map(torch.distributions.kl_divergence, twins, other_twins)
+    torch.testing.assert_close(head.kl(params, others), sum(divergences))
+    assert torch.equal(head.mode(params), torch.stack([twin.probs.argmax(-1) for twin in twins], -1))
+
+
+def test_independent_choices_are_drawn_by_their_probabilities():
+    head = MultiCategoricalHead(INPUT, gym.spaces.MultiDiscrete([2, 3], start=[5, -1]))
+    probabilities = torch.tensor([0.9, 0.1, 0.2, 0.3, 0.5])
+    actions = head.sample(probabilities.log().expand(40_000, 5), seeded(1))
+    assert actions.shape == (40_000, 2)
+    assert actions.dtype == head.dtype
+    torch.testing.assert_close(head.features(actions).mean(0), probabilities, atol=0.01, rtol=0)
+    joint = torch.bincount(actions @ torch.tensor([3, 1]), minlength=6).view(2, 3) / 40_000
+    torch.testing.assert_close(joint, probabilities[:2, None] * probabilities[2:], atol=0.01, rtol=0)
+    assert all(action in gym.spaces.MultiDiscrete([2, 3], start=[5, -1]) for action in head.to_env(actions[:50]))
+    binary = MultiCategoricalHead(INPUT, gym.spaces.MultiBinary(3))
+    assert all(action in gym.spaces.MultiBinary(3) for action in binary.to_env(binary.sample(torch.zeros(9, 6), seeded())))
+
+
 def test_gaussian_equals_torchs():
     head = gaussian(box([-1] * 3, [1] * 3), [-0.5, 0.3, 1.2])
     y = torch.randn(7, 6, INPUT, generator=seeded())
@@ -130,7 +161,11 @@ def test_kl_equals_torchs(space):
     assert one.kl(one(y), one(y)).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Discrete(3), box([-1, 0], [1, 5])], ids=["Discrete", "Box"])
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.Discrete(3), gym.spaces.MultiDiscrete([2, 3]), box([-1, 0], [1, 5])],
+    ids=["Discrete", "MultiDiscrete", "Box"],
+)
 def test_heads_with_parameters_per_task_equal_one_head_per_task(space):
     heads = [make_head(INPUT, space) for _ in range(4)]
     params = {
@@ -205,7 +240,7 @@ def test_likelihoods_are_of_unclipped_actions():
 # -- both --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Discrete(6, start=2), box([-2, 0], [2, 5])])
+@pytest.mark.parametrize("space", [gym.spaces.Discrete(6, start=2), gym.spaces.MultiBinary(4), box([-2, 0], [2, 5])])
 def test_one_seed_gives_the_same_samples(space):
     head = make_head(INPUT, space)
     params = head(torch.randn(50, INPUT, generator=seeded()))
@@ -218,7 +253,12 @@ def test_one_seed_gives_the_same_samples(space):
 
 
 def test_other_spaces_are_refused():
-    with pytest.raises(ValueError, match=r"action space must be Discrete or Box, got MultiDiscrete\(\[2 3\]\)"):
-        make_head(INPUT, gym.spaces.MultiDiscrete([2, 3]))
+    with pytest.raises(ValueError, match=r"action space must be Discrete, MultiDiscrete, MultiBinary or Box, got Text\("):
+        make_head(INPUT, gym.spaces.Text(3))
+    for space in (gym.spaces.MultiDiscrete([[2], [3]]), gym.spaces.MultiBinary([2, 3])):
+        with pytest.raises(
+            ValueError, match=rf"actions of {type(space).__name__} must have one axis, got shape \(2, [13]\)"
+        ):
+            make_head(INPUT, space)
     with pytest.raises(ValueError, match=r"a Box of actions must have one axis, got shape \(2, 2\)"):
         make_head(INPUT, gym.spaces.Box(-1, 1, (2, 2)))

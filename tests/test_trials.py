@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from metarl.collection import collect_trials
 from metarl.policies import AdaptedPolicy, GradientPolicy, TrialPolicy
 from metarl.seeding import generator_state, restore_generator
-from metarl.trials import batch_size_of
+from metarl.trials import batch_size_of, check_finite
 from metarl_envs import TaskFamily, make_family
 
 
@@ -315,6 +315,15 @@ def test_a_reward_that_is_not_finite_is_named(wrong):
     assert slot > 0
     where = f"test/Clock-v0, task {slot} {{'u': {u[slot]}}}, step 5"
     assert str(error.value) == f"reward must be finite, got {wrong} from {where}"
+
+
+def test_an_observation_that_is_not_finite_is_named():
+    envs = Clock(lengths=(3, 5)).make_vec(2)
+    envs.reset(seed=0)
+    seen = {"a": np.zeros(2, np.float32), "b": {"c": np.array([[0.0, 1.0], [2.0, np.nan]])}}
+    with pytest.raises(ValueError, match=r"observation b c must be finite, got nan from test/Clock-v0, task 1 .*, step 7$"):
+        check_finite("observation", seen, envs, 7)
+    check_finite("observation", np.array([[255, 0]], np.uint8), envs, 7)
 
 
 def test_a_stopped_collection_leaves_nothing_behind():

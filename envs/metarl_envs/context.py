@@ -29,6 +29,8 @@ from metarl_envs.streams import Rows, Streams
 
 Ranges = Mapping[str, tuple[float, float]]
 
+_COUNTED = gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+
 
 @singledispatch
 def derived_attributes(env: gym.Env) -> dict[str, Any]:
@@ -78,7 +80,8 @@ class ContextFamily(TaskFamily):
     """One environment under different physics: each parameter in `ranges` is drawn uniformly and independently.
 
     A parameter is set before each reset and reaches the environment through `set_parameters`. Spaces stay those of the
-    environment as registered. Without ranges there is one task, the plain environment.
+    environment as registered, but for observations in tuples, texts and nested dictionaries, which are flattened
+    (`gymnasium.wrappers.FlattenObservation`). Without ranges there is one task, the plain environment.
 
     CartPole and Pendulum are stepped in closed form for the whole batch, with the same trajectories (`batched`).
 
@@ -143,13 +146,26 @@ class ContextFamily(TaskFamily):
         env = self._make_env()
         set_parameters(env.unwrapped, {name: low for name, (low, _) in self.ranges.items()})
         env.close()
-        if not isinstance(env.action_space, gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete):
-            raise ValueError(f"env must have Box, Discrete or MultiDiscrete actions, got {env.action_space} in {self.env}")
+        if not isinstance(env.action_space, gym.spaces.Box | _COUNTED):
+            raise ValueError(
+                f"env must have Box, Discrete, MultiDiscrete or MultiBinary actions, got {env.action_space} in {self.env}"
+            )
         return env.observation_space, env.action_space
 
     def _make_env(self) -> gym.Env:
         # steps are counted outside, and checks on every step would cost more than most environments
-        return gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
+        env = gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
+        space = env.observation_space
+        leaves = space.values() if isinstance(space, gym.spaces.Dict) else [space]
+        if all(isinstance(leaf, gym.spaces.Box | _COUNTED) for leaf in leaves):
+            return env
+        try:
+            flat = gym.spaces.flatten_space(space)
+        except NotImplementedError:
+            flat = None
+        if not isinstance(flat, gym.spaces.Box):
+            raise ValueError(f"env must have observations that Gymnasium can flatten to a Box, got {space} in {self.env}")
+        return gym.wrappers.FlattenObservation(env)
 
     @cached_property
     def _constants(self) -> Constants:

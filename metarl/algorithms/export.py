@@ -96,6 +96,9 @@ def _weights(policy: GradientPolicy, params: Params) -> dict[str, Tensor]:
         weights["action_net.weight"] = half_range[:, None] * weights["action_net.weight"]
         weights["action_net.bias"] = centre + half_range * weights["action_net.bias"]
         weights["log_std"] = params["policy_head.log_std"] + half_range.log()
+    if isinstance(policy.action_space, gym.spaces.MultiBinary):  # of no and yes there, of yes alone here
+        for name in ("action_net.weight", "action_net.bias"):
+            weights[name] = weights[name][1::2] - weights[name][0::2]
     if policy.value_head is not None:
         mean, std = policy.value_mean.cpu(), policy.value_std.cpu()
         weights["value_net.weight"] = std * weights["value_net.weight"]

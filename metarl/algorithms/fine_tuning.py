@@ -160,7 +160,8 @@ class _TrialInRounds(GymnasiumVecEnv):
             infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         else:
             self._observations, rewards, dones, infos = super().step_wait()
-            check_finite(rewards, self.envs, self._step, self._task - int(np.isfinite(rewards).argmin()))
+            task = self._task - int(np.isfinite(rewards).argmin())
+            check_finite("reward", rewards, self.envs, self._step, task)
             played = ~self._waiting
             self.returns[self._episode[played]] += rewards[played]
             self._waiting |= dones

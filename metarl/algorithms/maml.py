@@ -7,8 +7,6 @@ algorithm, whose settings give the others: `second_order=False` is FOMAML, `upda
 coefficient is fixed.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
@@ -25,6 +23,7 @@ from metarl.algorithms.meta_gradient import Settings, TaskBatch, make_batch, met
 from metarl.algorithms.outer_updates import reptile_update, update
 from metarl.algorithms.players import GradientPlayer
 from metarl.collection import collect_trials
+from metarl.plain import check_compiler
 from metarl.policies import AdaptedPolicy, GradientPolicy
 from metarl.schedules import geometric, set_learning_rate
 from metarl.trials import to_tensor
@@ -47,8 +46,8 @@ class MAMLPPO(MetaAlgorithm):
 
     def _make_policy(self) -> GradientPolicy:
         config = self.config
-        if config.compile and not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "c++")))):
-            raise ValueError("compile needs a C++ compiler: none of g++, clang++ and c++ is installed, and CXX names none")
+        if config.compile:
+            check_compiler("compile")
         policy = self.policy_class(
             self.observation_space,
             self.action_space,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metarl.batched import Params
-from metarl.distributions import CategoricalHead, GaussianHead
+from metarl.distributions import Head
 from metarl.policies import AdaptedPolicy, GradientPolicy
 from metarl.returns import time_in_episode
 from metarl.trials import TensorObs, Trials
@@ -73,7 +73,7 @@ class Agents(AdaptedPolicy):
 class _TwinHead:
     """A head that draws the actions of each of `copies` blocks of slots with the same random numbers."""
 
-    def __init__(self, head: CategoricalHead | GaussianHead, copies: int):
+    def __init__(self, head: Head, copies: int):
         self.copies, self.log_prob, self.to_env = copies, head.log_prob, head.to_env
         self._sample = head.sample
 

@@ -120,7 +120,7 @@ class TrialVecEnv(GymnasiumVecEnv):
     first step of a trial only:
 
     - `observation`: the family's; of a `Dict` every leaf, under names such as `observation/position`,
-    - `previous_action`: one-hot `[n]` for `Discrete(n)`, else as it was played,
+    - `previous_action`: one-hot `[n]` for `Discrete(n)`, else as it was played (`MultiDiscrete` counted from 0),
     - `previous_reward [1]`,
     - `previous_done [1]`: 1 if the step before ended an episode.
 
@@ -189,7 +189,7 @@ class TrialVecEnv(GymnasiumVecEnv):
     def _encode(self, actions: np.ndarray) -> np.ndarray:
         """Actions as features, a fresh array `[B, ...]`."""
         if not isinstance(self.action_space, spaces.Discrete):
-            return np.array(actions, np.float32)
+            return (actions - getattr(self.action_space, "start", 0)).astype(np.float32)
         one_hot = np.zeros((self.num_envs, self.action_space.n), np.float32)
         one_hot[np.arange(self.num_envs), np.asarray(actions) - self.action_space.start] = 1
         return one_hot
@@ -201,7 +201,10 @@ def _previous_action_space(space: gym.Space) -> spaces.Box:
     if isinstance(space, spaces.Box):
         low, high = np.minimum(space.low, 0), np.maximum(space.high, 0)  # trials start with zeros
         return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
-    raise ValueError(f"actions must be Discrete or Box, got {space}")
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        most = np.asarray(getattr(space, "nvec", np.full(space.shape, 2)) - 1, np.float32)
+        return spaces.Box(np.zeros_like(most), most, dtype=np.float32)
+    raise ValueError(f"actions must be Discrete, MultiDiscrete, MultiBinary or Box, got {space}")
 
 
 def _flatten(tree: Any, name: str = "observation") -> dict[str, Any]:

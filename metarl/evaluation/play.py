@@ -77,7 +77,8 @@ def _play_batch(
             watch(envs, episode)
         actions = player.act(observations)
         successors, rewards, terminated, truncated, _ = envs.step(actions)
-        check_finite(rewards, envs, step, first_task)
+        check_finite("reward", rewards, envs, step, first_task)
+        check_finite("observation", successors, envs, step, first_task)
         returns[slots, episode] += rewards
         done = terminated | truncated
         episode = np.minimum(episode + done, episodes)

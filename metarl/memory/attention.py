@@ -2,8 +2,9 @@
 
 A window of `W` steps is the present step and the `W - 1` before it, as far as they belong to the same trial. What a core
 needs of earlier steps lies in a cache `[B, W - 1, F]`: oldest first, newest last, zeros where nothing has happened yet.
-A float counter `[B, 1]` in the core's state says how many places at its end are filled. One function serves stepping
-(one query, a full cache) and scanning (many queries): there is no second path that could disagree.
+A float32 counter `[B, 1]` in the core's state says how many places at its end are filled (in bfloat16, 256 + 1 is 256).
+One function serves stepping (one query, a full cache) and scanning (many queries): there is no second path that could
+disagree.
 
 The *age* of a step is how many steps ago it was; the present step has age 0.
 """
@@ -145,7 +146,7 @@ def attend(
     """
     reads = []
     for queries, keys, bias in spans:
-        scores = q[:, :, queries] @ k[:, :, keys].mT + bias
+        scores = q[:, :, queries] @ k[:, :, keys].mT + bias.to(q.dtype)
         if k_age is not None:
             scores = _AddByKey.apply(scores, q_age[:, :, queries] @ k_age[:, -scores.shape[-1] :].mT)
         weights = scores.softmax(-1)

@@ -3,11 +3,14 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cached_property
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from metarl.plain import check_compiler
 
 State = tuple[Tensor, ...]
 """A core's state: tensors with leading axis `B`, one row per trial."""
@@ -70,25 +73,31 @@ class StepCore(MemoryCore):
     """A core that computes one step after the other, and may have its step compiled.
 
     Attributes:
-        compiled: scan with the step put through `torch.compile`, which takes about 15 seconds once, needs a C++ compiler,
-            and is 1.4 (MANN) to 2 times (DNC) faster from then on; numbers differ by rounding.
+        compiled: learn with the step put through `torch.compile`, which takes up to a minute for each number of trials,
+            needs a C++ compiler, and is 1.4 (MANN) to 2 times (DNC) faster from then on; numbers differ by rounding.
     """
 
     compiled: bool = False
 
     def scan(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """All steps, one after the other."""
-        if not self.compiled:
+        """All steps, one after the other.
+
+        Raises:
+            ValueError: where the step is to be compiled, and no compiler is there.
+        """
+        if not (self.compiled and torch.is_grad_enabled()):
             return scan_by_steps(self, x, state, reset)
         with warnings.catch_warnings():  # the compiler looks at the gradients of everything that it is given
             warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-            return scan_by_steps(self, x, state, reset, _compiled_step(type(self)))
+            return scan_by_steps(self, x, state, reset, self._compiled_step)
 
-
-@cache
-def _compiled_step(core: type[StepCore]) -> Callable[[StepCore, Tensor, State], tuple[Tensor, State]]:
-    return torch.compile(core.step)
+    @cached_property
+    def _compiled_step(self) -> Callable[["StepCore", Tensor, State], tuple[Tensor, State]]:
+        check_compiler("compiled")
+        step = type(self).step
+        # a copy of the code: PyTorch compiles one code for so many shapes and settings only, and cores have their own
+        return torch.compile(FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__))
 
 
 def check_flag(name: str, value: bool) -> bool:

@@ -64,7 +64,8 @@ class EpisodicLSTMCore(MemoryCore):
             a learned projection of `x`.
         kernel: how similarity turns into weights, "inverse" or "cosine".
         neighbours: entries that are read at most, 1 to `num_slots`; None for all.
-        same: cosine, in (0, 1], from which on two keys are the same context.
+        same: cosine, in (0, 1], from which on two keys are the same context; by default 0.9 for learned keys, and 0.999 with
+            `context_slice`: two barcodes that differ in one of six bits are as similar as .913.
         outlives_reset: at a reset, file the event away and keep the dictionary; clear the rest. As in the paper, where
             tasks return: states must then be cleared with `restart`.
         span: steps that the slowest units remember for.
@@ -81,7 +82,7 @@ class EpisodicLSTMCore(MemoryCore):
         context_slice: Sequence[int] | None = None,
         kernel: str = "inverse",
         neighbours: int | None = None,
-        same: float = 0.9,
+        same: float | None = None,
         outlives_reset: bool = False,
         span: float = SPAN,
     ):
@@ -92,6 +93,8 @@ class EpisodicLSTMCore(MemoryCore):
             check_count("neighbours", neighbours, num_slots)
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+        if same is None:
+            same = 0.9 if context_slice is None else 0.999
         if not isinstance(same, int | float) or isinstance(same, bool) or not 0 < same <= 1:
             raise ValueError(f"same must be above 0 and at most 1, got {same!r}")
         self.input_size = input_size

@@ -74,7 +74,7 @@ class GTrXLCore(WindowCore):
         new_zeros = self.embedding.weight.new_zeros
         shape = (batch_size, self.num_heads, self.context, 2 * self.output_size // self.num_heads)
         caches = (new_zeros(shape) for _ in self.layers)
-        return new_zeros(batch_size, 1), *caches
+        return new_zeros(batch_size, 1, dtype=torch.float32), *caches
 
     @property
     def places(self) -> int:

@@ -51,7 +51,8 @@ class KeyValueCore(WindowCore):
     def initial_state(self, batch_size: int) -> State:
         """Zeros: the counter, and the cache of keys and values."""
         new_zeros = self.output.weight.new_zeros
-        return new_zeros(batch_size, 1), new_zeros(batch_size, self.num_slots - 1, 2 * self.output_size)
+        cache = new_zeros(batch_size, self.num_slots - 1, 2 * self.output_size)
+        return new_zeros(batch_size, 1, dtype=torch.float32), cache
 
     @property
     def places(self) -> int:

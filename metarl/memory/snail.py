@@ -73,7 +73,7 @@ class SNAILCore(WindowCore):
     def initial_state(self, batch_size: int) -> State:
         """Zeros: the counter, and for each block the waiting products and the cache of keys and values."""
         new_zeros = self.output.weight.new_zeros
-        state = [new_zeros(batch_size, 1)]
+        state = [new_zeros(batch_size, 1, dtype=torch.float32)]
         for block in self.convolutions:
             state.append(new_zeros(batch_size, sum(block.dilations), 2 * block.filters))
             state.append(new_zeros(batch_size, self.context - 1, self.key_size + self.value_size))

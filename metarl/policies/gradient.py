@@ -28,7 +28,7 @@ class GradientPolicy(NormalisedValue, BasePolicy):
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a flat `Dict` of these.
-        action_space: `Discrete` or `Box`.
+        action_space: `Discrete`, `MultiDiscrete`, `MultiBinary` or `Box`.
         hidden: sizes of the tanh layers.
         with_value: have a value network.
         update_rule: name in `metarl.updates.RULES`.

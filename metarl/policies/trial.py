@@ -38,7 +38,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiBinary`, `MultiDiscrete`, or a flat `Dict` of these.
-        action_space: `Discrete` or `Box`.
+        action_space: `Discrete`, `MultiDiscrete`, `MultiBinary` or `Box`.
         core: name in `metarl.memory.CORES`.
         core_size: units of the core.
         core_kwargs: further arguments of the core's constructor.
@@ -184,12 +184,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         """The memory of `batch_size` trials in which nothing has happened yet."""
         zeros = torch.zeros(batch_size, device=self.device)
         head = self.policy_head
-        shape, dtype = (
-            ((), torch.int64)
-            if isinstance(self.action_space, gym.spaces.Discrete)
-            else ((head.feature_size,), torch.float32)
-        )
-        actions = torch.zeros(batch_size, *shape, dtype=dtype, device=self.device)
+        actions = torch.zeros(batch_size, *head.shape, dtype=head.dtype, device=self.device)
         return Memory(self.core.initial_state(batch_size), actions, zeros, zeros, zeros)
 
     def act(self, observations: TensorObs, memory: Memory, task: Tensor | None = None) -> tuple[Tensor, Tensor, State]:

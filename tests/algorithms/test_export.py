@@ -63,6 +63,8 @@ CASES = {
     "double precision": (Box(-1, 1, (3,), np.float64), Box(-2, 6, (2,), np.float64), {}),
     "an action that is fixed": (NUMBERS, Box(np.float32([3, -1]), np.float32([3, 1])), {}),
     "choices": (NUMBERS, Discrete(3), {}),
+    "several choices": (NUMBERS, gym.spaces.MultiDiscrete([3, 2, 4]), {}),
+    "switches": (NUMBERS, gym.spaces.MultiBinary(3), {}),
     "no hidden layers": (NUMBERS, ARMS, dict(hidden=())),
     "three hidden layers": (NUMBERS, ARMS, dict(hidden=(4, 3, 5))),
     "one-hot": (Discrete(4), Discrete(2), {}),
@@ -142,6 +144,11 @@ def test_distributions_are_the_same(case):
         found = model.policy.get_distribution(tensors)
     if isinstance(policy.action_space, Discrete):
         torch.testing.assert_close(found.distribution.logits, outputs, rtol=1e-4, atol=1e-5)
+        return
+    if not isinstance(policy.action_space, Box):
+        played = policy.policy_head.sample(outputs, torch.Generator().manual_seed(0))
+        expected = policy.policy_head.log_prob(outputs, played)
+        torch.testing.assert_close(found.log_prob(played.float()), expected, rtol=1e-4, atol=1e-5)
         return
     centre, half_range = (torch.as_tensor(x, dtype=torch.float32) for x in policy.policy_head.scale)
     mean, log_std = outputs.chunk(2, -1)

@@ -9,7 +9,6 @@ from small_models import (
     ENVS,
     POLICIES,
     At,
-    Drift,
     assert_same,
     assert_same_model,
     make,
@@ -27,6 +26,7 @@ from stable_baselines3.common.callbacks import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from metarl import evaluate
 from metarl.algorithms.rl2 import RL2PPO, RL2Config, curriculum_episodes, minibatches
 from metarl.algorithms.vec_env import TrialVecEnv
 from metarl.schedules import geometric
@@ -321,15 +321,55 @@ def test_bad_environments():
         RL2PPO("LstmPolicy", None)
     with pytest.raises(ValueError, match="env_kwargs go with an environment's id"):
         RL2PPO("LstmPolicy", make_family("metarl/BernoulliBandit-v0"), env_kwargs=dict(num_arms=3))
-    with pytest.raises(ValueError, match="action space must be Discrete or Box, got MultiDiscrete"):
-        RL2PPO("LstmPolicy", ContextFamily("test/Buttons-v0"))
+    with pytest.raises(ValueError, match="env must have Box, Discrete, MultiDiscrete or MultiBinary actions, got Text"):
+        ContextFamily("test/Buttons-v0", env_kwargs={"buttons": "text"})
+    with pytest.raises(
+        ValueError, match=r"env must have observations that Gymnasium can flatten to a Box, got Sequence\(.*Buttons"
+    ):
+        ContextFamily("test/Buttons-v0", env_kwargs={"seen": "sequence"})
 
 
-class Buttons(Drift):
-    action_space = gym.spaces.MultiDiscrete([2, 2])
+SPACES = {
+    "choices": gym.spaces.MultiDiscrete([2, 2], start=[3, 0]),
+    "binary": gym.spaces.MultiBinary(2),
+    "text": gym.spaces.Text(2),
+    "sequence": gym.spaces.Sequence(gym.spaces.Discrete(2)),
+    "nested": gym.spaces.Tuple([gym.spaces.Discrete(2), gym.spaces.Dict(lamps=gym.spaces.MultiBinary(2))]),
+}
 
 
-gym.register("test/Buttons-v0", Buttons, max_episode_steps=4)
+class Buttons(gym.Env):
+    """The lamps that are lit are to be pressed."""
+
+    def __init__(self, buttons="binary", seen="nested"):
+        self.lamps = gym.spaces.MultiBinary(2)
+        self.observation_space, self.action_space = SPACES[seen], SPACES[buttons]
+
+    def reset(self, seed=None, options=None):
+        self.lamps.seed(seed)
+        return self.observe(), {}
+
+    def observe(self):
+        self.lit = self.lamps.sample()
+        return (1, {"lamps": self.lit})
+
+    def step(self, action):
+        assert action in self.action_space
+        right = (action - getattr(self.action_space, "start", 0) == self.lit).mean()
+        return self.observe(), float(right), False, False, {}
+
+
+gym.register("test/Buttons-v0", Buttons, max_episode_steps=10)
+
+
+@pytest.mark.parametrize("buttons", ["choices", "binary"])
+def test_several_choices_a_step_and_observations_in_tuples(buttons):
+    family = ContextFamily("test/Buttons-v0", env_kwargs={"buttons": buttons})
+    model = RL2PPO("LstmPolicy", family, num_envs=32, seed=0, learning_rate=1e-2).learn(20_000)
+    trial = evaluate(model, num_tasks=20, references=False).total.value
+    assert trial > 0.95 * family.horizon
+    actions, _ = model.predict(family.make_vec(3).reset(seed=0)[0], episode_start=np.ones(3, bool))
+    assert all(action in SPACES[buttons] for action in actions)
 
 
 def test_a_reward_that_is_not_a_number_stops_training():

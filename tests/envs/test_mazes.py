@@ -47,6 +47,18 @@ def test_the_sign_must_be_fetched_in_the_active_maze():
     assert walk(family, {"side": -1}, [RIGHT, RIGHT, DOWN])[1] == [0, 0, 1]  # luck
 
 
+def test_every_step_is_needed_in_the_active_maze():
+    family = make_family("metarl/TMazeActive-v0", length=6)
+    assert family.label == "metarl/TMazeActive-v0"
+    assert make_family("metarl/TMaze-v0").label == "metarl/TMaze-v0"
+    _, rewards, end = walk(family, {"side": 1}, [LEFT, LEFT, *[RIGHT] * 6])
+    late = -1 / 7  # from the second step on, until the junction is reached; nothing for the last step
+    np.testing.assert_allclose(rewards, [0, *[late] * 6, 0])
+    assert end == 8
+    _, rewards, end = walk(family, {"side": 1}, [LEFT] * 8)
+    np.testing.assert_allclose(rewards, [0, *[late] * 6, 0])
+
+
 def test_key_then_door():
     family = make_family("metarl/DarkKeyToDoor-v0", num_cells=3, num_steps=9)
     task = {"key": [2, 1], "door": [1, 2]}

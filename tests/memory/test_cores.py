@@ -150,6 +150,35 @@ def test_state_can_be_saved_and_cut(name, tmp_path):
 
 
 @cores
+def test_states_can_be_moved_and_batched(name):
+    core = make(name)
+    x, reset = data("middle")
+    y, end = core.scan(x, core.initial_state(B), reset)
+    young, old = core.scan(x[:3, 30:], core.initial_state(40))[1], core.scan(x[:7, :30], core.initial_state(30))[1]
+    both = tuple(torch.cat(parts) for parts in zip(old, young, strict=True))  # of different ages
+    apart = [core.step(x[7, :30], old)[0], core.step(x[7, 30:], young)[0]]
+    torch.testing.assert_close(core.step(x[7], both)[0], torch.cat(apart), atol=1e-6, rtol=1e-5)
+    rows = torch.tensor([9, 3, 60])
+    torch.testing.assert_close(core.step(x[0, rows], tuple(part[rows] for part in end))[0], core.step(x[0], end)[0][rows])
+    double = core.double().scan(x.double(), tuple(part.double() for part in core.initial_state(B)), reset)[0]
+    torch.testing.assert_close(double.float(), y, atol=1e-4, rtol=1e-4)
+    assert all(part.device.type == "meta" for part in core.to("meta").initial_state(2))
+
+
+@pytest.mark.parametrize("name", ["snail", "gtrxl", "key_value"])
+@torch.no_grad()
+def test_steps_are_counted_exactly_in_bfloat16(name):
+    core = make(name).bfloat16()
+    state = core.initial_state(2)
+    for x in torch.randn(300, 2, INPUT, generator=torch.Generator().manual_seed(0)).bfloat16():
+        y, state = core.step(x, state)
+    assert y.dtype == torch.bfloat16
+    window = core.places
+    assert state[0].dtype == torch.float32
+    assert (state[0] == min(300, window)).all()
+
+
+@cores
 def test_no_nan_in_a_hundred_thousand_steps(name):
     core = make(name)
     state = core.initial_state(B)
@@ -176,6 +205,20 @@ def test_compiled_steps_give_the_same(name):
         results.append((y, *torch.autograd.grad(y.square().sum(), [x, *core.parameters()])))
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_compiler_compiled_steps_still_act(monkeypatch):
+    core = make("mann", compiled=True)
+    x, reset = data("middle")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with torch.no_grad():
+        y, _ = core.scan(x, core.initial_state(B), reset)
+    torch.testing.assert_close(y, make("mann").scan(x, core.initial_state(B), reset)[0])
+    with pytest.raises(
+        ValueError, match=r"compiled needs a C\+\+ compiler: none of g\+\+, clang\+\+ and c\+\+ is installed"
+    ):
+        core.scan(x, core.initial_state(B), reset)
 
 
 @pytest.mark.parametrize("value", [1, 0, -3, 9, 2.0, True, "4", None])

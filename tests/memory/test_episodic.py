@@ -200,6 +200,17 @@ def test_a_context_that_stays_writes_nothing():
     assert not core.watch(x[0], state)["read"].any()
 
 
+@torch.no_grad()
+def test_a_barcode_with_one_bit_more_is_another():
+    core = EpisodicLSTMCore(10, 4, num_slots=8, context_slice=[0, 10])
+    one, more = torch.tensor([[1.0] * 5 + [0.0] * 5]), torch.tensor([[1.0] * 6 + [0.0] * 4])
+    state, entries = core.initial_state(1), []
+    for barcode in (one, one, more, more, one, one):
+        _, state = core.step(barcode, state)
+        entries.append(int((state[-1] > 0).sum()))
+    assert entries == [0, 0, 1, 1, 2, 2]
+
+
 def test_gradient_of_a_return_reaches_the_first_visit():
     core = by_hand()
     x = torch.tensor([[A_ONE], [OTHER], [OTHER], [A]], dtype=torch.float64, requires_grad=True)

@@ -19,8 +19,8 @@ class TMaze(TaskFamily):
     Tasks hold the `side [N]`, 1 (up) or -1 (down): two tasks, so none is held out. Actions are right, left, up and down;
     what runs into a wall stays. The observation is (sign, at the junction): the side at the sign and 0 elsewhere, and 1
     where the corridor ends. Turning at the junction ends the episode, with reward 1 on the right side and 0 on the wrong
-    one. Each step after which one is less far than steps were played costs `1 / (length + 1)`, as in Ni et al.; in the
-    active maze two of them are free, which is what the sign takes.
+    one. Each step but the last after which one is less far than steps were played costs `1 / (length + 1)`, as in Ni et
+    al.; in the active maze, less far than steps but one.
 
     Passive: the sign is where an episode starts. Active: it is a step to the left of there, and must be fetched.
     """
@@ -36,6 +36,11 @@ class TMaze(TaskFamily):
 
     def __post_init__(self):
         check_at_least("length", self.length, 2)
+
+    @property
+    def label(self) -> str:
+        """The id of its passive or active form."""
+        return "metarl/TMazeActive-v0" if self.active else self.env_id
 
     @property
     def observation_space(self) -> gym.Space:
@@ -82,7 +87,7 @@ class TMaze(TaskFamily):
         right = turns & (across == tasks["side"])
         position[:] = np.clip(position + along, 0, self.length)
         time += 1
-        late = ~turns & (position < np.minimum(time - 2 * self.active, self.length))
+        late = (position < np.minimum(time - self.active, self.length)) & ~turns & (time < self.max_episode_steps)
         return right - late / (self.length + 1), turns
 
     def observe(self, tasks: Arrays, state: Arrays) -> np.ndarray:
