@@ -224,7 +224,7 @@ def predict(args: list[str]) -> None:
             raise ValueError(f"{options.support} must hold at most {ways} classes, as in training, got {len(classes)}")
     else:
         classes, targets = None, np.array([number(label, options.label) for label in labels])
-    answers = learner.adapt(support, targets)(queries).numpy()
+    answers = learner.adapt(support, targets)(queries).numpy(force=True)
     # a learner made for more classes may prefer one of those that there are no examples of
     answers = answers[:, 0] if classes is None else classes[answers[:, : len(classes)].argmax(1)]
     with open(options.out, "w", newline="") if options.out else nullcontext(sys.stdout) as file:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, combinations
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +44,9 @@ class Classes:
             raise ValueError(f"names must be as many as members ({len(self.members)}), got {len(self.names)}")
         if self.groups and len(self.groups) != len(self.names):
             raise ValueError(f"groups must be as many as names ({len(self.names)}), got {len(self.groups)}")
+        for name, indices in zip(self.names, self.members, strict=True):
+            if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < len(self.x):
+                raise ValueError(f"members of class {name!r} must be from 0 to {len(self.x) - 1}, got {np.max(indices)}")
         if isinstance(self.x, np.ndarray) and self.x.dtype.kind == "f":
             for name, indices in zip(self.names, self.members, strict=True):
                 good = np.isfinite(self.x[indices]).all(tuple(range(1, self.x.ndim)))
@@ -55,8 +59,12 @@ class Classes:
     def from_labels(cls, x: Examples, labels: Sequence, groups: Sequence[str] | None = None) -> "Classes":
         """Examples with a label each; classes come in the order of their labels. `groups`: of each example."""
         labels = np.asarray(labels)
+        if labels.ndim != 1:
+            raise ValueError(f"labels must be one for each example, got an array of shape {labels.shape}")
         if len(labels) != len(x):
             raise ValueError(f"labels must be as many as examples ({len(x)}), got {len(labels)}")
+        if (labels != labels).any():
+            raise ValueError(f"labels must not be nan, but {(labels != labels).sum()} are")
         values, inverse = np.unique(labels, return_inverse=True)
         members = tuple(np.flatnonzero(inverse == i) for i in range(len(values)))
         of_classes = () if groups is None else tuple(str(groups[indices[0]]) for indices in members)
@@ -125,6 +133,13 @@ class NWayKShot(EpisodeSource):
             least = 2 if name == "ways" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for split, classes in self.data.items():
+            if len(classes.x.shape) < 2 or classes.x.dtype.kind not in "buif":
+                got = f"{classes.x.dtype} of shape {tuple(classes.x.shape)}"
+                raise ValueError(f"{split} of {self.name} must have examples [M, ...] of numbers, got {got}")
+        for (one, first), (other, second) in combinations(self.data.items(), 2):
+            if first.x is second.x and (shared := {*chain(*first.members)} & {*chain(*second.members)}):
+                raise ValueError(f"{one} and {other} of {self.name} must be disjoint, but share {len(shared)} examples")
 
     def check(self, split: str) -> None:
         """A `ValueError`, in one line, where `split` has fewer classes than ways, or a class fewer examples than needed."""
@@ -170,7 +185,7 @@ class NWayKShot(EpisodeSource):
         classes = rng.choice(len(data), self.ways, replace=False)
         each = [rng.choice(data.members[c], self.shots + self.queries, replace=False) for c in classes]
         chosen = np.stack(each)  # [ways, shots + queries]
-        x = as_numbers(data.x[chosen.ravel()])
+        x = as_numbers(data.x[chosen.ravel()], tokens=self.vocabulary > 0)
         if self.augment is not None and split == "train":
             x = self.augment(x, rng)
         x = x.reshape(*chosen.shape, *x.shape[1:])
@@ -179,8 +194,8 @@ class NWayKShot(EpisodeSource):
         return support, labels.repeat(self.shots), query, labels.repeat(self.queries), classes.astype(np.int64)
 
 
-def as_numbers(x: np.ndarray) -> np.ndarray:
-    """Pictures of uint8 as numbers from 0 to 1, tokens as int64, the rest in single precision."""
-    if x.dtype == np.uint8:
+def as_numbers(x: np.ndarray, tokens: bool = False) -> np.ndarray:
+    """Pictures of uint8 as numbers from 0 to 1, `tokens` as int64, the rest in single precision."""
+    if x.dtype == np.uint8 and not tokens:
         return x.astype(np.float32) / np.float32(255.0)
-    return x.astype(np.int64 if x.dtype.kind in "iu" else np.float32)
+    return x.astype(np.int64 if tokens else np.float32)

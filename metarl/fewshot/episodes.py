@@ -37,6 +37,25 @@ class Episodes(NamedTuple):
         """The same with numbers of the type of `like`, and on its device; labels and tokens stay whole numbers."""
         return Episodes(*(part.to(like if part.is_floating_point() else like.device) for part in self))
 
+    def check(self, spec: "TaskSpec", what: str) -> None:
+        """A `ValueError` in one line, beginning with `what`, unless these can be episodes of such tasks."""
+        for part, x, y in (("support", self.support_x, self.support_y), ("query", self.query_x, self.query_y)):
+            if x.shape[2:] != spec.shape:
+                raise ValueError(f"{what} must have examples of shape {spec.shape}, got {part} {tuple(x.shape[2:])}")
+            if not x.isfinite().all():
+                raise ValueError(f"{what} must have finite features, got {part} ones that are not")
+            if not spec.classification:
+                if y.shape[2:] != (spec.outputs,) or not y.isfinite().all():
+                    raise ValueError(
+                        f"{what} must have finite targets [N, M, {spec.outputs}], got {part} ones {tuple(y.shape)}"
+                        + " that are not finite" * (y.shape[2:] == (spec.outputs,))
+                    )
+            elif y.ndim != 2 or not 0 <= y.min() <= y.max() < spec.outputs:
+                got = f"from {y.min()} to {y.max()}" if y.ndim == 2 else f"of shape {tuple(y.shape)}"
+                raise ValueError(f"{what} must have labels [N, M] from 0 to {spec.outputs - 1}, got {part} ones {got}")
+            elif spec.vocabulary and not 0 <= x.min() <= x.max() < spec.vocabulary:
+                raise ValueError(f"{what} must have tokens from 0 to {spec.vocabulary - 1}, got {x.min()} to {x.max()}")
+
     def shuffled(self) -> "Episodes":
         """The same with support sets in an order drawn by PyTorch's global generator."""
         order = permutations(*self.support_x.shape[:2])
@@ -128,7 +147,10 @@ class EpisodeSource:
         batches = _Batches(self, split, size, seed, start, stop)
         # a generator of its own: the loader draws from PyTorch's otherwise, and workers would change what others draw
         options = {"generator": torch.Generator(), "worker_init_fn": _leave_interrupts}
-        yield from DataLoader(batches, batch_size=None, num_workers=workers, **options)
+        for batch in DataLoader(batches, batch_size=None, num_workers=workers, **options):
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
 
 
 def _leave_interrupts(worker: int) -> None:
@@ -148,10 +170,14 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return 2**31 if self.stop is None else max(-(-(self.stop - self.start) // self.size), 0)
 
-    def __getitem__(self, number: int) -> Episodes:
+    def __getitem__(self, number: int) -> Episodes | ValueError:
+        """A batch, or what is wrong with it: raised here, it would reach people as a loader's whole traceback."""
         at = self.start + number * self.size
         end = at + self.size if self.stop is None else min(at + self.size, self.stop)
-        return self.source.episodes(self.split, range(at, end), self.seed)
+        try:
+            return self.source.episodes(self.split, range(at, end), self.seed)
+        except ValueError as error:
+            return error
 
 
 def episode_rngs(seed: int, split: str, indices: Iterable[int]) -> Iterator[np.random.Generator]:

@@ -3,6 +3,7 @@
 Needs scikit-learn (`pip install 'metarl-toolkit[fewshot]'`).
 """
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -50,8 +51,8 @@ class _Estimator(BaseEstimator):
         if classification and len(self.classes_) > ways and not self.learner.any_ways:
             raise ValueError(f"y must have at most {ways} classes, as the learner was made for, got {len(self.classes_)}")
         self.n_features_in_ = int(np.prod(self.learner.spec.shape))
-        self.learner.eval()
-        self.predictor_ = self.learner.adapt(self._shaped(X), y)
+        learner = copy.deepcopy(self.learner).eval()  # which may be trained on
+        self.predictor_ = learner.adapt(self._shaped(X), y)
         return self
 
     def _outputs(self, X: ArrayLike) -> Tensor:
@@ -75,7 +76,7 @@ class FewShotClassifier(ClassifierMixin, _Estimator):
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities `[Q, C]` of the classes, for each example on its own."""
         logits = self._outputs(X)
-        return logits[:, : len(self.classes_)].softmax(-1).numpy()
+        return logits[:, : len(self.classes_)].softmax(-1).numpy(force=True)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Labels `[Q]`."""
@@ -94,5 +95,5 @@ class FewShotRegressor(RegressorMixin, _Estimator):
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Predictions `[Q]` or `[Q, D]`, as the targets were."""
-        outputs = self._outputs(X).numpy()
+        outputs = self._outputs(X).numpy(force=True)
         return outputs[:, 0] if self._one_column else outputs

@@ -81,6 +81,7 @@ def evaluate_learner(
     others = {k: source.resized(shots=k) for k in sorted(set(shots))}
 
     first = source.episodes(split, [0], seed)
+    first.check(source.spec, f"{split} episode 0 of {source.name}")
     steps, seconds, digest = sorted(set(steps)), dict.fromkeys(learners, 0.0), hashlib.sha256()
     found: dict[str, dict[Setting, list[Tensor]]] = {who: defaultdict(list) for who in learners}
 
@@ -91,7 +92,7 @@ def evaluate_learner(
             episodes = other.episodes(split, [0], seed)
             for who, one in learners.items():
                 _Trial(who, one, episodes, 0).score()
-        costs = {who: _cost(one, first) for who, one in learners.items()}  # and the first time, which is slow, is over
+        costs = {who: _cost(who, one, first) for who, one in learners.items()}  # and the first time, which is slow, is over
         for number, episodes in enumerate(source.stream(split, batch, seed, stop=num_episodes)):
             add_to_hash(digest, episodes)
             for who, one in learners.items():
@@ -179,10 +180,10 @@ def _asked(learners: Iterable[FewShotLearner]) -> Iterator[None]:
             learner.train(training)
 
 
-def _cost(learner: FewShotLearner, episode: Episodes) -> tuple[int, int, int]:
+def _cost(who: str, learner: FewShotLearner, episode: Episodes) -> tuple[int, int, int]:
     """Bytes, gradients and parameters, as `FewShotCost` has them."""
     with _Memory() as memory, _Gradients() as gradients:
-        _Trial("", learner, episode).score()
+        _Trial(who, learner, episode).score()
     return memory.peak, gradients.count, sum(parameter.numel() for parameter in learner.parameters())
 
 

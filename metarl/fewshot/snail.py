@@ -40,6 +40,6 @@ class SNAIL(MemoryLearner):
         if support_x.shape[1] >= self.core.context:
             raise ValueError(
                 f"context must be at least {support_x.shape[1] + 1} for support sets of {support_x.shape[1]} examples, "
-                f"got {self.core.context}"
+                f"got {self.core.context}: it is one of core_kwargs"
             )
         return super().condition(support_x, support_y)

@@ -102,10 +102,13 @@ class FewShotTraining(OuterLoop):
             self._stream = None  # its processes end, and what it drew and was not used is drawn again
 
     def _iterate(self) -> dict[str, float]:
-        config = self.config
+        config, starting = self.config, False
         if self._stream is None:
             self._stream = self.source.stream("train", config.batch, self.seed, self.num_timesteps, self.workers)
+            starting = True
         episodes = next(self._stream).to(self.learner.like)
+        if starting:
+            episodes.check(self.source.spec, f"training episodes from {self.num_timesteps} on of {self.source.name}")
         rate = geometric(config.learning_rate, config.final_learning_rate, self.progress)
         set_learning_rate(self.optimizer, rate)
         if not self.learner.training:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metarl.fewshot.classes import Classes, NWayKShot, as_numbers
-from metarl.fewshot.episodes import TaskSpec, episodes_hash
+from metarl.fewshot.episodes import Episodes, TaskSpec, episodes_hash
 
 
 def numbered(classes=6, each=7):
@@ -83,7 +83,7 @@ def test_spec():
     [
         (np.array([0, 51, 255], np.uint8), np.array([0.0, 0.2, 1.0], np.float32)),
         (np.array([0.5, -2.0]), np.array([0.5, -2.0], np.float32)),
-        (np.array([3, 70_000], np.int32), np.array([3, 70_000])),
+        (np.array([3, 70_000], np.int32), np.array([3, 70_000], np.float32)),
         (np.array([True, False]), np.array([1.0, 0.0], np.float32)),
     ],
 )
@@ -91,6 +91,63 @@ def test_as_numbers(given, expected):
     found = as_numbers(given)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
+    assert as_numbers(np.array([3, 200], np.uint8), tokens=True).tolist() == [3, 200]
+
+
+def test_splits_must_be_disjoint_and_of_numbers():
+    x = np.zeros((6, 2), np.float32)
+    some, others = (Classes.from_labels(x, labels) for labels in ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]))
+    with pytest.raises(ValueError, match=r"^train and test of n must be disjoint, but share 6 examples$"):
+        NWayKShot("n", {"train": some, "test": others}, 2, 1, 1)
+    words = Classes.from_labels(np.array(["a", "b", "c"], object), [0, 0, 1])
+    with pytest.raises(
+        ValueError, match=r"^train of n must have examples \[M, ...\] of numbers, got object of shape \(3,\)$"
+    ):
+        NWayKShot("n", {"train": words}, 2, 1, 1)
+    with pytest.raises(ValueError, match=r"^members of class 'a' must be from 0 to 5, got 9$"):
+        Classes(x, (np.array([0, 9]),), ("a",))
+    with pytest.raises(ValueError, match=r"^labels must be one for each example, got an array of shape \(6, 1\)$"):
+        Classes.from_labels(x, np.zeros((6, 1)))
+    with pytest.raises(ValueError, match=r"^labels must not be nan, but 2 are$"):
+        Classes.from_labels(x, [0, 1, np.nan, 1, 2, np.nan])
+
+
+def test_whole_numbers_are_features():
+    x = np.arange(36).reshape(18, 2)
+    source = NWayKShot("n", {"train": Classes.from_labels(x, np.arange(18) // 6)}, 3, 1, 2)
+    assert source.episodes("train", [0]).support_x.dtype == torch.float32
+
+
+def test_what_is_wrong_is_told_in_one_line_by_workers_too():
+    x = np.zeros((6, 2), np.float32)
+    source = NWayKShot("n", {"train": Classes.from_labels(x, np.arange(6) // 2)}, 3, 1, 2)
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=r"^class '0' \(train split of n\) must have at least .* got 2: ask for fewer"):
+            next(source.stream("train", 2, workers=workers))
+
+
+def test_episodes_are_checked():
+    x = np.arange(36.0).reshape(18, 2)
+    source = NWayKShot("n", {"train": Classes.from_labels(x, np.arange(18) // 6)}, 3, 1, 2)
+    good = source.episodes("train", [0, 1])
+    good.check(source.spec, "n")
+    for part, wrong, message in (
+        ("query_y", good.query_y + 1, r"labels \[N, M\] from 0 to 2, got query ones from 1 to 3$"),
+        ("support_y", good.support_y[..., None], r"labels .*, got support ones of shape \(2, 3, 1\)$"),
+        ("query_x", good.query_x[..., :1], r"examples of shape \(2,\), got query \(1,\)$"),
+        ("support_x", good.support_x / 0, "finite features, got support ones that are not$"),
+    ):
+        with pytest.raises(ValueError, match=r"^n must have " + message):
+            good._replace(**{part: wrong}).check(source.spec, "n")
+    targets = torch.zeros(1, 3, 2)
+    points = Episodes(targets, targets, targets, targets[..., :1], torch.zeros(1, 0))
+    with pytest.raises(ValueError, match=r"^n must have finite targets \[N, M, 2\], got query ones \(1, 3, 1\)$"):
+        points.check(TaskSpec((2,), 2, classification=False), "n")
+    with pytest.raises(ValueError, match=r"got query ones \(1, 3, 2\) that are not finite$"):
+        points._replace(query_y=targets / 0).check(TaskSpec((2,), 2, classification=False), "n")
+    tokens = good._replace(support_x=torch.full((2, 3, 2), 9), query_x=torch.zeros(2, 6, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^n must have tokens from 0 to 8, got 9 to 9$"):
+        tokens.check(TaskSpec((2,), 3, vocabulary=9), "n")
 
 
 def test_workers_draw_the_same():

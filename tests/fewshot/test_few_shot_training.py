@@ -95,6 +95,8 @@ def test_draws_depend_on_the_seed(name):
 class FailsOnce(EpisodeSource):
     """The episodes of another source, but the first time that one of them is asked for, there is an error."""
 
+    name = "own"
+
     def __init__(self, source, index):
         self.source, self.index, self.failed, self.spec_ = source, index, False, source.spec
 

@@ -245,7 +245,9 @@ def test_wrong_use():
     with pytest.raises(ValueError, match=r"^tasks must be classification for accuracy by instance, got regression$"):
         accuracy_by_instance(make("mann", CURVES), episodes(CURVES), torch.Generator())
     learner = SNAIL(POINTS, core_kwargs={"context": SHOTS})
-    with pytest.raises(ValueError, match=r"^context must be at least 7 for support sets of 6 examples, got 6$"):
+    with pytest.raises(
+        ValueError, match=r"^context must be at least 7 for support sets of 6 examples, got 6: it is one of core_kwargs$"
+    ):
         learner(*(part.float() if part.is_floating_point() else part for part in episodes()[:3]))
 
 

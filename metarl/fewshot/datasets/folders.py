@@ -130,6 +130,8 @@ def load_folder(
     inside = folders(path)
     if {folder.name for folder in inside} <= _SPLITS.keys():
         found = {_SPLITS[folder.name]: class_folders(folders(folder)) for folder in inside}
+        if len(found) < len(inside):
+            raise ValueError(f"{path} must have one folder for each split, got {', '.join(f.name for f in inside)}")
         parts = {split: found[split] for split in dict.fromkeys(_SPLITS.values()) if split in found}
         _check_disjoint(parts)
         return {split: _classes(files, size, grayscale) for split, files in parts.items()}

@@ -128,7 +128,7 @@ def _columns(path: str | Path, *columns: str) -> tuple[list[str], ...]:
                     raise ValueError(f"{path} must have a column {column!r}, got {', '.join(rows.fieldnames or ())}")
             found = []
             for row in rows:
-                found.append([row[column] for column in columns])
+                found.append([(row[column] or "").strip() for column in columns])
                 if not all(found[-1]):
                     raise ValueError(
                         f"{path} must have a {' and a '.join(columns)} in every row, line {rows.line_num} has not"
