@@ -11,7 +11,8 @@ Departures:
 - Pairs are all those of a query with a support example, as at test; pairs of one class weigh as much as the others in all,
   where the paper draws as many of each.
 - With several shots, a class's logit is the mean of its examples' log-odds `log p / (1 - p)`.
-- The network, Adam and batch normalisation are those of the other learners here; affine distortions are left to the source.
+- The network, Adam and batch normalisation are those of the other learners here; affine distortions are an option of
+  data sets of pictures (`augment`).
 """
 
 from typing import Any, Literal

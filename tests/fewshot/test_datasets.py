@@ -58,7 +58,7 @@ def test_every_option_has_a_sentence(name):
 
 
 def test_options_of_a_path(folder):
-    assert [name for name, _ in describe_options(str(folder))] == ["size", "grayscale", "shares", "seed"]
+    assert [name for name, _ in describe_options(str(folder))] == ["size", "grayscale", "shares", "seed", "augment"]
     assert dict(describe_options("glyphs"))["examples"] == "pictures of each letter; they go round its fonts. By default 20."
 
 

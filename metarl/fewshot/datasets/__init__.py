@@ -14,6 +14,7 @@ from typing import Any
 from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.datasets.curves import DampedOscillators, GaussianProcessCurves, Sinusoids
 from metarl.fewshot.datasets.digits import load_digits
+from metarl.fewshot.datasets.distortions import augmentation
 from metarl.fewshot.datasets.folders import SUFFIXES, Images, load_folder, load_mini_imagenet, load_omniglot
 from metarl.fewshot.datasets.glyphs import load_glyphs
 from metarl.fewshot.datasets.table import load_csv, named
@@ -78,7 +79,8 @@ def make_source(
         if dataset == "csv":
             data, standardise = load_csv(**options)
             return NWayKShot(name, data, ways, shots, queries, encode=standardise)
-        return NWayKShot(name, CLASSES[dataset](**options), ways, shots, queries)
+        augment = augmentation(options.pop("augment", False))
+        return NWayKShot(name, CLASSES[dataset](**options), ways, shots, queries, augment=augment)
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
 
@@ -96,7 +98,7 @@ def _kind(dataset: str) -> str:
 
 def _makers(name: str) -> list[Callable]:
     """What takes the options of a data set."""
-    return [DATASETS[name], *[split_texts] * (name in TEXTS)]
+    return [DATASETS[name], *[split_texts] * (name in TEXTS), *[augmentation] * (name in CLASSES)]
 
 
 def _check_layout(path: Path) -> None:
