@@ -29,6 +29,7 @@ from metarl_envs.streams import Rows, Streams
 
 Ranges = Mapping[str, tuple[float, float]]
 
+_SEVERAL = "MultiDiscrete or MultiBinary"
 _COUNTED = gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 
 
@@ -80,8 +81,8 @@ class ContextFamily(TaskFamily):
     """One environment under different physics: each parameter in `ranges` is drawn uniformly and independently.
 
     A parameter is set before each reset and reaches the environment through `set_parameters`. Spaces stay those of the
-    environment as registered, but for observations in tuples, texts and nested dictionaries, which are flattened
-    (`gymnasium.wrappers.FlattenObservation`). Without ranges there is one task, the plain environment.
+    environment as registered, but for observations in tuples and nested dictionaries: their parts become one dictionary, by
+    names such as `body/position` or, in tuples, `0`. Without ranges there is one task, the plain environment.
 
     CartPole and Pendulum are stepped in closed form for the whole batch, with the same trajectories (`batched`).
 
@@ -147,25 +148,19 @@ class ContextFamily(TaskFamily):
         set_parameters(env.unwrapped, {name: low for name, (low, _) in self.ranges.items()})
         env.close()
         if not isinstance(env.action_space, gym.spaces.Box | _COUNTED):
-            raise ValueError(
-                f"env must have Box, Discrete, MultiDiscrete or MultiBinary actions, got {env.action_space} in {self.env}"
-            )
+            raise ValueError(f"env must have Box, Discrete, {_SEVERAL} actions, got {env.action_space} in {self.env}")
         return env.observation_space, env.action_space
 
     def _make_env(self) -> gym.Env:
         # steps are counted outside, and checks on every step would cost more than most environments
         env = gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
         space = env.observation_space
-        leaves = space.values() if isinstance(space, gym.spaces.Dict) else [space]
-        if all(isinstance(leaf, gym.spaces.Box | _COUNTED) for leaf in leaves):
+        parts = _parts(space, space)
+        if not all(isinstance(part, gym.spaces.Box | _COUNTED) for part in parts.values()):
+            raise ValueError(f"env must have observations of Box, Discrete, {_SEVERAL} parts, got {space} in {self.env}")
+        if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) or parts.keys() == getattr(space, "spaces", ()):
             return env
-        try:
-            flat = gym.spaces.flatten_space(space)
-        except NotImplementedError:
-            flat = None
-        if not isinstance(flat, gym.spaces.Box):
-            raise ValueError(f"env must have observations that Gymnasium can flatten to a Box, got {space} in {self.env}")
-        return gym.wrappers.FlattenObservation(env)
+        return gym.wrappers.TransformObservation(env, lambda seen: _parts(seen, space), gym.spaces.Dict(parts))
 
     @cached_property
     def _constants(self) -> Constants:
@@ -279,6 +274,15 @@ class ContextFamily(TaskFamily):
         """CartPole: the pole stays up until the step limit. None elsewhere."""
         best = self._known and self._known.highest_return(self.max_episode_steps, self._constants)
         return None if best is None else np.full(len(tasks), best)
+
+
+def _parts(values: Any, space: gym.Space, name: str = "") -> dict[str, Any]:
+    """The innermost parts of `values` of such a space, or of the space itself, by the path to each."""
+    if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        return {name: values}
+    inner = space.items() if isinstance(space, gym.spaces.Dict) else enumerate(space)
+    paths = ((f"{name}/{key}" if name else str(key), key, part) for key, part in inner)
+    return {place: leaf for path, key, part in paths for place, leaf in _parts(values[key], part, path).items()}
 
 
 def _checked(argument: str, name: str, pair: Any) -> tuple[float, float]:
