@@ -16,7 +16,29 @@ from metarl.batched import Params
 from metarl.kernels import linear
 
 
-class CategoricalHead(nn.Module):
+class _LogProbabilities(nn.Module):
+    """What heads have in common whose parameters are the log-probabilities of one choice, or of several side by side."""
+
+    linear: nn.Linear
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Log-probabilities of all possibilities."""
+        return self.finish(self.linear(y))
+
+    def forward_batched(self, params: Params, y: Tensor) -> Tensor:
+        """The same for `y [N, M, ...]`, task by task."""
+        return self.finish(linear(y, params["linear.weight"], params["linear.bias"]))
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """In nats, `[...]`."""
+        return -(params.exp() * params).sum(-1)
+
+    def kl(self, params: Tensor, others: Tensor) -> Tensor:
+        """`KL(params || others)` in nats, `[...]`."""
+        return (params.exp() * (params - others)).sum(-1)
+
+
+class CategoricalHead(_LogProbabilities):
     """Actions of `Discrete(n)`: parameters are log-probabilities `[..., n]`."""
 
     def __init__(self, input_size: int, space: gym.spaces.Discrete):
@@ -26,17 +48,9 @@ class CategoricalHead(nn.Module):
         self.feature_size = int(space.n)
         self.linear = nn.Linear(input_size, self.feature_size)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Log-probabilities of all actions."""
-        return self.finish(self.linear(y))
-
     def finish(self, outputs: Tensor) -> Tensor:
         """Parameters from the outputs of `linear`."""
         return _log_softmax(outputs)
-
-    def forward_batched(self, params: Params, y: Tensor) -> Tensor:
-        """The same for `y [N, M, ...]`, task by task."""
-        return _log_softmax(linear(y, params["linear.weight"], params["linear.bias"]))
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action per row, by inversion of the cumulative distribution."""
@@ -50,14 +64,6 @@ class CategoricalHead(nn.Module):
         """`[...]`."""
         return params.gather(-1, actions[..., None])[..., 0]
 
-    def entropy(self, params: Tensor) -> Tensor:
-        """In nats, `[...]`."""
-        return -(params.exp() * params).sum(-1)
-
-    def kl(self, params: Tensor, others: Tensor) -> Tensor:
-        """`KL(params || others)` in nats, `[...]`."""
-        return (params.exp() * (params - others)).sum(-1)
-
     def features(self, actions: Tensor) -> Tensor:
         """The previous action as an input of the policy: one-hot `[..., n]`."""
         return one_hot(actions, self.feature_size).float()
@@ -68,7 +74,7 @@ class CategoricalHead(nn.Module):
         return actions + self.start if self.start else actions
 
 
-class MultiCategoricalHead(nn.Module):
+class MultiCategoricalHead(_LogProbabilities):
     """Actions of `MultiDiscrete` or `MultiBinary`: `D` independent choices.
 
     Parameters are the log-probabilities of each choice's `n_d` possibilities, side by side `[..., sum n_d]`.
@@ -87,17 +93,9 @@ class MultiCategoricalHead(nn.Module):
         self.feature_size = sum(self.sizes)
         self.linear = nn.Linear(input_size, self.feature_size)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Log-probabilities of all possibilities."""
-        return self.finish(self.linear(y))
-
     def finish(self, outputs: Tensor) -> Tensor:
         """Parameters from the outputs of `linear`."""
         return torch.cat([_log_softmax(part) for part in outputs.split(self.sizes, -1)], -1)
-
-    def forward_batched(self, params: Params, y: Tensor) -> Tensor:
-        """The same for `y [N, M, ...]`, task by task."""
-        return self.finish(linear(y, params["linear.weight"], params["linear.bias"]))
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """One action `[D]` per row."""
@@ -110,14 +108,6 @@ class MultiCategoricalHead(nn.Module):
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """`[...]`."""
         return (params * self.features(actions)).sum(-1)
-
-    def entropy(self, params: Tensor) -> Tensor:
-        """In nats, `[...]`."""
-        return -(params.exp() * params).sum(-1)
-
-    def kl(self, params: Tensor, others: Tensor) -> Tensor:
-        """`KL(params || others)` in nats, `[...]`."""
-        return (params.exp() * (params - others)).sum(-1)
 
     def features(self, actions: Tensor) -> Tensor:
         """The previous action as an input of the policy: one-hot `[..., sum n_d]`."""

@@ -29,8 +29,8 @@ from metarl_envs.streams import Rows, Streams
 
 Ranges = Mapping[str, tuple[float, float]]
 
-_SEVERAL = "MultiDiscrete or MultiBinary"
-_COUNTED = gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+_SPACES = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+_THESE = "Box, Discrete, MultiDiscrete or MultiBinary"
 
 
 @singledispatch
@@ -147,8 +147,8 @@ class ContextFamily(TaskFamily):
         env = self._make_env()
         set_parameters(env.unwrapped, {name: low for name, (low, _) in self.ranges.items()})
         env.close()
-        if not isinstance(env.action_space, gym.spaces.Box | _COUNTED):
-            raise ValueError(f"env must have Box, Discrete, {_SEVERAL} actions, got {env.action_space} in {self.env}")
+        if not isinstance(env.action_space, _SPACES):
+            raise ValueError(f"env must have {_THESE} actions, got {env.action_space} in {self.env}")
         return env.observation_space, env.action_space
 
     def _make_env(self) -> gym.Env:
@@ -156,8 +156,8 @@ class ContextFamily(TaskFamily):
         env = gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
         space = env.observation_space
         parts = _parts(space, space)
-        if not all(isinstance(part, gym.spaces.Box | _COUNTED) for part in parts.values()):
-            raise ValueError(f"env must have observations of Box, Discrete, {_SEVERAL} parts, got {space} in {self.env}")
+        if not all(isinstance(part, _SPACES) for part in parts.values()):
+            raise ValueError(f"env must have observations of {_THESE} parts, got {space} in {self.env}")
         if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) or parts.keys() == getattr(space, "spaces", ()):
             return env
         return gym.wrappers.TransformObservation(env, lambda seen: _parts(seen, space), gym.spaces.Dict(parts))
