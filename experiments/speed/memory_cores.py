@@ -4,8 +4,7 @@
 
 Cores of 64 outputs that read 64 features, as their defaults make them, on one thread. Acting is `step` for 256 trials;
 learning is `scan` with its gradient, over 100 steps of 32 trials. Cores take turns, so that a machine that slows down slows
-all of them down; medians over the turns. `--compile` puts `torch.compile` around the steps of those that loop over them, for
-comparison.
+all of them down; medians over the turns. Those with a step that may be compiled are there twice; only learning uses it.
 
 Result: `experiments/results/speed_memory_cores.json`.
 """
@@ -22,8 +21,6 @@ from metarl.memory import CORES, MemoryCore
 
 RESULT = "speed_memory_cores.json"
 SIZE, ACTING, TRIALS, STEPS = 64, 256, 32, 100
-LOOPS = ("ntm", "mann", "dnc", "episodic")
-"""Cores that compute one step after the other."""
 
 
 def learning(core: MemoryCore) -> Callable[[], None]:
@@ -68,16 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--compile", action="store_true", help="compile the steps of cores that loop; nothing is written")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    cores = {name: make(SIZE, SIZE) for name, make in CORES.items() if name in (*LOOPS, "lstm") or not options.compile}
-    if options.compile:
-        for name in LOOPS:
-            cores[f"{name} (compiled)"] = compiled = CORES[name](SIZE, SIZE)
-            step = "_step" if name == "episodic" else "step"
-            setattr(compiled, step, torch.compile(getattr(compiled, step), dynamic=False))
+    cores = {}
+    for name, make in CORES.items():
+        cores[name] = make(SIZE, SIZE)
+        if hasattr(make, "compiled"):
+            cores[f"{name}, compiled"] = make(SIZE, SIZE, compiled=True)
     learn = measure({name: learning(core) for name, core in cores.items()}, options.turns)
     act = measure({name: acting(core) for name, core in cores.items()}, options.turns)
     rows = [
@@ -95,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         name, parameters, *figures = row.values()
         print(f"{name:22}{parameters:12,}{figures[0]:14.2f}{figures[1]:8.1f}{figures[2]:12.2f}{figures[3]:8.1f}")
-    if not options.compile:
-        keep(RESULT, {"command": "python experiments/speed/memory_cores.py", "rows": rows})
+    keep(RESULT, {"command": "python experiments/speed/memory_cores.py", "rows": rows})
 
 
 if __name__ == "__main__":
