@@ -207,6 +207,7 @@ def test_evaluate_draws_the_memory_and_what_it_recalls(metarl, tmp_path):
     assert re.search(r"Memory: .*adaptation_memory.png; (effective length \d+ steps?;|nothing is decided by it)", output)
     assert str(tmp_path / "adaptation_recall.png") in output
     assert re.search(r"return per episode, by occurrence +1 +2 +3\n", output)
+    assert re.search(r"regret per episode, by occurrence +1 +2 +3\n", output)
     assert (tmp_path / "adaptation_memory.png").exists()
     assert (tmp_path / "adaptation_recall.png").exists()
     assert "by how often its situation came before" in (tmp_path / "report.html").read_text()

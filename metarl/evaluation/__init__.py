@@ -1,7 +1,8 @@
 """Playing trials, adaptation curves with intervals, classical players for reference, pictures and reports."""
 
-from metarl.evaluation.adaptation import AdaptationCurve, evaluate
+from metarl.evaluation.adaptation import evaluate
 from metarl.evaluation.compare import Comparison, compare
+from metarl.evaluation.curve import AdaptationCurve
 from metarl.evaluation.memory_plots import plot_memory
 from metarl.evaluation.optimization import OptimizationCurve, evaluate_optimizer
 from metarl.evaluation.play import play_trials

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarl.evaluation.adaptation import AdaptationCurve
+from metarl.evaluation.curve import AdaptationCurve
 from metarl.evaluation.plots import plot_adaptation
 from metarl.evaluation.report import (
     decimals,

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from metarl.evaluation.statistics import Estimate, Statistic
 
 if TYPE_CHECKING:
-    from metarl.evaluation.adaptation import AdaptationCurve
+    from metarl.evaluation.curve import AdaptationCurve
 
 MARKERS_UP_TO = 30
 """Up to so many episodes are drawn as points with error bars, more as lines with bands."""

@@ -22,7 +22,7 @@ from metarl.evaluation.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metarl.evaluation.adaptation import AdaptationCurve
+    from metarl.evaluation.curve import AdaptationCurve
 
 PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco")
 """Packages whose versions a report names where they are installed."""

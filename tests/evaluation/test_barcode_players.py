@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,18 @@ def test_returns_by_occurrence(curve):
     header, rows = curve.occurrence_rows()
     assert header[1:] == ["1", "2", "3", "4"]
     assert [row[0] for row in rows] == ["perfect recall", "perfect recall", "random", "knows the task"]
-    assert curve.further_tables() == [(header, rows)]
+    regrets, ours = curve.occurrence_rows(regret=True)
+    assert regrets == ["regret per episode, by occurrence", *header[1:]]
+    assert [row[0] for row in ours] == ["perfect recall", "perfect recall", "random"]
+    assert curve.further_tables() == [(header, rows), (regrets, ours)]
+
+
+def test_regret_by_occurrence_is_what_is_missing_to_the_ceiling(curve):
+    np.testing.assert_allclose(curve.regret_by_occurrence.value, 9 - curve.by_occurrence.value)  # ten pulls that pay .9
+    np.testing.assert_allclose(curve.regret_by_occurrence.low, 9 - curve.by_occurrence.high)
+    assert dataclasses.replace(curve, ceiling=None).regret_by_occurrence is None
+    assert dataclasses.replace(curve, ceiling=None).occurrence_rows(regret=True) is None
+    assert dataclasses.replace(curve, occurrences=None).regret_by_occurrence is None
 
 
 def test_occurrences_that_few_tasks_have_are_left_out_and_references_may_play_fewer_tasks():
