@@ -211,7 +211,7 @@ def measure(name: str, learner: str, seed: int) -> dict[str, Any]:
         batches = source.resized(queries=INSTANCES - source.shots).stream("test", 20, stop=EPISODES)
         generator = torch.Generator().manual_seed(0)
         by_batch = [accuracy_by_instance(model, batch, generator) for batch in batches]
-        facts["by_instance"] = torch.stack(by_batch).mean(0).tolist()
+        facts["by_instance"] = torch.cat(by_batch).mean(0).tolist()
     return row(scores, **facts)
 
 

@@ -24,7 +24,7 @@ from metarl.algorithms.rl2 import RL2PPO
 from metarl.plain import check_known, from_plain, shallow
 from metarl.problems import PROBLEMS, Problem, tune
 from metarl.problems.tuning import OPTIONS
-from metarl.run_config import CONFIGS, RunConfig, check_device, from_values
+from metarl.run_config import CONFIGS, RunConfig, check_available, check_device, from_values
 from metarl.updates import HAND_MADE, RULES
 from metarl.yaml_text import read_yaml
 from metarl_envs import TaskFamily, make_family
@@ -138,6 +138,7 @@ class TrainingConfig(RunConfig):
 
     def make_model(self) -> MetaAlgorithm:
         """The untrained agent."""
+        check_available(self.device)
         try:
             return self.algorithm_class(
                 self.policy,

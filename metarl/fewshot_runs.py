@@ -138,7 +138,7 @@ def _few_shot_scores(
     references = {}
     for name in settings.references:
         options = {k: v for k, v in config.learner_kwargs.items() if k in NETWORK} if name == "from_scratch" else {}
-        references[name] = make_learner(name, source.spec, options, config.seed).to(config.device)
+        references[name] = make_learner(name, source.spec, options, config.seed).to(model.learner.like.device)
     scores = evaluate_learner(
         model.learner,
         source,

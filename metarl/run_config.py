@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 import torch
+from stable_baselines3.common.utils import get_device
 
 from metarl.plain import convert, from_plain
 from metarl.yaml_text import read_yaml
@@ -103,3 +104,9 @@ def check_device(name: str) -> None:
         torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be cpu, cuda or another of PyTorch's, got {name!r}") from error
+
+
+def check_available(device: str) -> None:
+    """A `ValueError`, in one line, unless the device is here to be trained on: what is trained may be used on others."""
+    if get_device(device).type != torch.device(device).type:
+        raise ValueError(f"device must be one that is here, got {device!r}: PyTorch finds none")

@@ -477,6 +477,10 @@ def test_predict_for_curves(metarl, curves, tmp_path):
             ["train", "maml", "--dataset", "digits", "--dataset-kwargs", "{turns: 3}"],
             "digits: dataset_kwargs.turns is unknown",
         ),
+        (
+            ["train", "snail", "--dataset", "digits", "--ways", "4", "--shots", "8"],
+            "context must be at least 33 for support sets of 32 examples, got 32: it is one of core_kwargs",
+        ),
         (["train", "maml", "--batch", "0"], "batch must be at least 1, got 0"),
         (["train", "maml", "--bath", "3"], "unknown options: --bath, 3; did you mean --batch?"),
         (["train", "maml", "--way", "3"], "unknown options: --way, 3; did you mean --ways?"),
@@ -502,6 +506,19 @@ def test_a_loss_that_is_not_finite_is_one_line(metarl, tmp_path):
     code, _, errors = metarl("fewshot", "train", "maml", "--dataset", "sinusoids", *options, QUIET)
     assert (code, errors.count("\n")) == (2, 1)
     assert "the loss is not finite in episode 0: try a smaller learning_rate" in errors
+
+
+def test_a_device_must_be_here_to_train_on_but_what_was_trained_there_is_used(metarl, curves, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = "metarl: error: device must be one that is here, got 'cuda': PyTorch finds none\n"
+    for command in (["fewshot", "train", "maml"], ["train", "rl2", "--env", "metarl/BernoulliBandit-v0"]):
+        code, _, errors = metarl(*command, "--device", "cuda", "--out", tmp_path / "run", QUIET)
+        assert (code, errors) == (2, message)
+        assert not (tmp_path / "run").exists()
+    shutil.copytree(curves, tmp_path / "elsewhere")
+    config = tmp_path / "elsewhere" / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    assert load_few_shot_run(tmp_path / "elsewhere").like.device.type == "cpu"
 
 
 # -- runs of another kind ----------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class FewShotScores(FewShotReport):
     """Inductive scores `[E]` after these numbers of gradient steps."""
     by_shot: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Inductive scores `[E]` with these numbers of shots: on other episodes, drawn by the same seed."""
+    by_instance: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Inductive scores `[E]` at the first, second ... example of a class, where all are asked about one after the other."""
     cost: FewShotCost | None = None
     """Of an episode, where it was measured."""
     training_episodes: int | None = None
@@ -96,7 +98,8 @@ class FewShotScores(FewShotReport):
         if self.transductive is not None:
             found["transductive", ""] = self.transductive
         found |= {("gradient steps", k): scores for k, scores in self.by_step.items()}
-        return found | {("shots", k): scores for k, scores in self.by_shot.items()}
+        found |= {("shots", k): scores for k, scores in self.by_shot.items()}
+        return found | {("instance", k): scores for k, scores in self.by_instance.items()}
 
     @cached_property
     def means(self) -> dict[Setting, Estimate]:
@@ -146,7 +149,8 @@ class FewShotScores(FewShotReport):
         path.parent.mkdir(parents=True, exist_ok=True)
         everyone = (self, *self.references)
         arrays = {f"{i}/{name}/{at}": a for i, one in enumerate(everyone) for (name, at), a in one.settings.items()}
-        kept = {f.name for f in dataclasses.fields(self)} - {"scores", "transductive", "by_step", "by_shot", "references"}
+        arrays_of = {"scores", "transductive", "by_step", "by_shot", "by_instance"}
+        kept = {f.name for f in dataclasses.fields(self)} - arrays_of - {"references"}
         header = [{name: getattr(one, name) for name in sorted(kept)} for one in everyone]
         np.savez_compressed(path, header=np.array(json.dumps(header, default=dataclasses.asdict)), **arrays)
         return path
@@ -167,6 +171,7 @@ class FewShotScores(FewShotReport):
                         transductive=own.get(("transductive", "")),
                         by_step={int(at): a for (name, at), a in own.items() if name == "gradient steps"},
                         by_shot={int(at): a for (name, at), a in own.items() if name == "shots"},
+                        by_instance={int(at): a for (name, at), a in own.items() if name == "instance"},
                         **fields,
                     )
                 )

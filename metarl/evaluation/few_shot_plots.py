@@ -1,4 +1,4 @@
-"""Pictures of what few-shot learners score: all of them side by side, and curves over gradient steps and shots."""
+"""Pictures of what few-shot learners score: all of them side by side, and curves over gradient steps and so on."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,13 +16,15 @@ from metarl.evaluation.statistics import Estimate
 if TYPE_CHECKING:
     from metarl.evaluation.few_shot_report import FewShotReport
 
+CURVES = ("gradient steps", "shots", "instance")
+"""Settings that come with a number: of gradient steps, of shots, of the examples of a class up to the one asked about."""
 CHANCE = {"lw": 1.1, "ls": (0, (6, 3)), "zorder": 1}
 APART = 20.0
 """Errors whose largest is more than so many times the smallest are drawn on a logarithmic axis."""
 
 
 def plot_few_shot(report: "FewShotReport", path: str | Path | None = None, *, dark: bool = False) -> Figure:
-    """Mean scores with 95 % intervals, a row per learner; beside them, curves over gradient steps and shots, if any.
+    """Mean scores with 95 % intervals, a row per learner; beside them, curves over what `CURVES` names, if any.
 
     Colours and markers of the curves are those of the rows. Hollow markers: transductive scores, with the lower numbers.
 
@@ -32,7 +34,7 @@ def plot_few_shot(report: "FewShotReport", path: str | Path | None = None, *, da
         dark: light ink on dark ground.
     """
     theme = DARK if dark else LIGHT
-    curves = [(setting, at) for setting in ("gradient steps", "shots") if len(at := report.at(setting)) > 1]
+    curves = [(setting, at) for setting in CURVES if len(at := report.at(setting)) > 1]
     with style(theme):
         row = 0.45 if any(one.transductive is not None for one in report.everyone.values()) else 0.32
         height = max(3.3 if curves else 0.0, 1.3 + row * len(report.everyone))

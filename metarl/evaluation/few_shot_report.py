@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarl.evaluation.few_shot_plots import plot_few_shot
+from metarl.evaluation.few_shot_plots import CURVES, plot_few_shot
 from metarl.evaluation.report import (
     decimals,
     html_ending,
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from metarl.evaluation.few_shot import FewShotScores
 
 Setting = tuple[str, int | str]
-"""("inductive", ""), ("transductive", ""), ("gradient steps", how many) or ("shots", how many)."""
+"""("inductive", ""), ("transductive", ""), or one of `CURVES` with a number."""
+
+COLUMNS = 10
+"""Numbers of instances that a table shows; files hold all."""
 
 COSTS = ("ms per episode", "memory (MB)", "gradients", "parameters")
 
@@ -69,7 +72,7 @@ class FewShotReport(ABC):
         return {name: paired_difference(self.first.scores, one.scores) for name, one in self.everyone.items()}
 
     def at(self, setting: str) -> list[int]:
-        """The numbers, of "gradient steps" or "shots", for which somebody has scores."""
+        """The numbers, of one of `CURVES`, for which somebody has scores."""
         return sorted({number for one in self.everyone.values() for name, number in one.means if name == setting})
 
     def table(self) -> str:
@@ -92,10 +95,11 @@ class FewShotReport(ABC):
         return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
     def further_tables(self) -> list[tuple[list[str], list[list[str]]]]:
-        """Header and rows of the tables by gradient steps and by shots, where there are such scores."""
+        """Header and rows of the tables by gradient steps, by shots and by instance, where there are such scores."""
         tables = []
-        for setting in ("gradient steps", "shots"):
-            if at := self.at(setting):
+        for setting in CURVES:
+            at = self.at(setting)
+            if at := at[:COLUMNS] if setting == "instance" else at:
                 cells = {name: [one.means.get((setting, k)) for k in at] for name, one in self.everyone.items()}
                 cells = {name: row for name, row in cells.items() if any(row)}
                 shown = iter(self.shown([cell for row in cells.values() for cell in row]))
@@ -110,13 +114,13 @@ class FewShotReport(ABC):
         return [show_estimate(estimate, digits, sign, points=True) if estimate else "" for estimate in scaled]
 
     def plot(self, path: str | Path | None = None, *, dark: bool = False) -> "Figure":
-        """Scores with intervals and, where they are known, by gradient steps and by shots; written to `path`."""
+        """Scores with intervals and, where they are known, by gradient steps, shots and instance; written to `path`."""
         return plot_few_shot(self, path, dark=dark)
 
     def save_csv(self, path: str | Path) -> Path:
         """Write a line per learner and setting: mean score, difference to the first learner's, intervals, cost.
 
-        `at`: how many gradient steps, or shots. Costs are those of an episode in the inductive setting.
+        `at`: how many gradient steps, or shots, or the instance. Costs are those of an episode in the inductive setting.
         """
         score = "accuracy" if self.first.accuracy else "mse"
         header = ["learner", "setting", "at", *(f"{n}{end}" for n in (score, "difference") for end in ("", "_low", "_high"))]

@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from stable_baselines3.common.utils import get_device
+
 from metarl.fewshot.classes import NWayKShot
 from metarl.fewshot.datasets import DATASETS, fingerprint, make_source
 from metarl.fewshot.datasets.folders import Images
@@ -18,7 +20,7 @@ from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.learners import LEARNERS, make_learner
 from metarl.fewshot.training import FewShotTraining, FewShotTrainingConfig
 from metarl.plain import check_known
-from metarl.run_config import RunConfig, check_device
+from metarl.run_config import RunConfig, check_available, check_device
 from metarl_envs.family import check_at_least
 
 
@@ -205,7 +207,7 @@ class FewShotConfig(RunConfig):
 
     def make_learner(self) -> FewShotLearner:
         """The learner before training."""
-        return make_learner(self.learner, self.source.spec, self.learner_kwargs, self.seed).to(self.device)
+        return make_learner(self.learner, self.source.spec, self.learner_kwargs, self.seed).to(get_device(self.device))
 
     def resolved(self) -> Self:
         """The same with the hash of its data."""
@@ -219,8 +221,10 @@ class FewShotConfig(RunConfig):
         Warns (`UserWarning`) where the test split does not suffice for the evaluation that a run has by default.
 
         Raises:
-            ValueError: in one line that names the file, at a picture that cannot be read.
+            ValueError: in one line, at a device that is not here, at more examples than the learner takes, and, naming the
+                file, at a picture that cannot be read.
         """
+        check_available(self.device)
         if self.evaluation.split in self.source.splits:  # otherwise there is deliberately nothing to test on
             try:
                 self._check_evaluation()
@@ -231,6 +235,7 @@ class FewShotConfig(RunConfig):
                 for i in chain(*classes.members):
                     classes.x[[i]]
         learner = self.make_learner()
+        learner.check_support(self.shots * (self.ways if self.source.spec.classification else 1))
         return FewShotTraining(learner, self.source, config=self.hyperparameters, workers=self.workers, seed=self.seed)
 
     def restore(self, state: dict[str, Any]) -> FewShotTraining:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -23,6 +24,7 @@ from metarl.fewshot.episodes import Episodes, EpisodeSource, add_to_hash
 from metarl.fewshot.gradient import GradientLearner
 from metarl.fewshot.learner import FewShotLearner, check_answers
 from metarl.fewshot.networks import BatchNorm
+from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
 from metarl.updates import Diverged
 
 
@@ -43,7 +45,8 @@ def evaluate_learner(
 ) -> FewShotScores:
     """Let a learner adapt to many episodes, and score its answers: accuracy, or mean squared error, of each episode.
 
-    Learners that normalise are scored inductively and transductively. Episodes are drawn once for all learners.
+    Learners that normalise are scored inductively and transductively; memories that are told labels late, in classification,
+    also by instance: see `accuracy_by_instance`. Episodes are drawn once for all learners.
 
     Args:
         learner: what to evaluate.
@@ -84,6 +87,7 @@ def evaluate_learner(
     first.check(source.spec, f"{split} episode 0 of {source.name}")
     steps, seconds, digest = sorted(set(steps)), dict.fromkeys(learners, 0.0), hashlib.sha256()
     found: dict[str, dict[Setting, list[Tensor]]] = {who: defaultdict(list) for who in learners}
+    orders = {who: torch.Generator().manual_seed(seed) for who in learners}
 
     total = num_episodes * len(learners) * (1 + len(others))
     bar = tqdm(total=total, unit=" episodes", disable=not progress_bar)
@@ -104,6 +108,9 @@ def evaluate_learner(
                     scores["transductive", ""] = trial.score(transductive=True)
                 for k in steps if isinstance(one, GradientLearner) else ():
                     scores["gradient steps", k] = trial.adapt(steps=k).score()
+                if isinstance(one, MemoryLearner) and one.late_labels and one.spec.classification:
+                    by_instance = accuracy_by_instance(one, trial.episodes, orders[who]).cpu()
+                    scores |= {("instance", k): values for k, values in enumerate(by_instance.T, 1)}
                 for setting, values in scores.items():
                     found[who][setting].append(values)
                 bar.update(len(episodes.query_x))
@@ -117,6 +124,9 @@ def evaluate_learner(
     evaluated = []
     for who, one in learners.items():
         scores = {setting: torch.cat(parts).numpy() for setting, parts in found[who].items()}
+        for setting in [setting for setting, values in scores.items() if setting[0] == "instance"]:
+            if len(scores[setting]) < num_episodes or np.isnan(scores[setting]).any():
+                del scores[setting]  # not all episodes have a class of so many
         evaluated.append(
             FewShotScores(
                 name=who,
@@ -132,6 +142,7 @@ def evaluate_learner(
                 transductive=scores.get(("transductive", "")),
                 by_step={k: values for (setting, k), values in scores.items() if setting == "gradient steps"},
                 by_shot={k: values for (setting, k), values in scores.items() if setting == "shots"},
+                by_instance={k: values for (setting, k), values in scores.items() if setting == "instance"},
                 cost=FewShotCost(seconds[who] / num_episodes, batch, torch.get_num_threads(), *costs[who]),
                 training_episodes=training_episodes if one is learner else None,
             )

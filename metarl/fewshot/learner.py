@@ -98,6 +98,9 @@ class FewShotLearner(nn.Module):
                     f"{name} of the episodes must be that of {type(self).__name__}'s tasks, {made}, got {given}"
                 )
 
+    def check_support(self, examples: int) -> None:
+        """A `ValueError`, in one line, unless support sets may have so many examples in all."""
+
     def adapt(self, support_x: np.ndarray | Tensor, support_y: np.ndarray | Tensor) -> "Predictor":
         """Learn one task, `support_x [S, ...]` with labels `[S]` from 0, or targets `[S, D]`.
 

@@ -134,10 +134,11 @@ class MemoryLearner(FewShotLearner):
 
 @torch.no_grad()
 def accuracy_by_instance(learner: MemoryLearner, episodes: Episodes, generator: torch.Generator) -> Tensor:
-    """Accuracy at the first, second, ... `K`-th example of a class in a sequence, `[K]` (Santoro et al. 2016, table 1).
+    """Accuracy at the first, ... `K`-th example of a class, in every episode `[N, K]` (Santoro et al. 2016, table 1).
 
     All examples of an episode are one sequence, in an order that `generator` draws; labels come one step late. `K` is the
-    number of examples of the class that has most; at the first nothing but guessing is possible.
+    number of examples of the class that has most, and NaN stands where an episode has no class with so many; at the first
+    nothing but guessing is possible.
 
     Raises:
         ValueError: in one line, at regression, and at learners whose labels come with their examples.
@@ -149,6 +150,5 @@ def accuracy_by_instance(learner: MemoryLearner, episodes: Episodes, generator: 
     came = nn.functional.one_hot(labels, learner.spec.outputs)
     instance = came.cumsum(1).gather(-1, labels[..., None])[..., 0] - 1
     right = (outputs.argmax(-1) == labels).double()
-    total = right.new_zeros(int(instance.max()) + 1)
-    share = total.index_add(0, instance.flatten(), right.flatten()) / instance.flatten().bincount()
-    return share.to(torch.get_default_dtype())
+    at = nn.functional.one_hot(instance).double()
+    return (right[..., None] * at).sum(1) / at.sum(1)

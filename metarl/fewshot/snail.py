@@ -32,14 +32,14 @@ class SNAIL(MemoryLearner):
         super().__init__(spec, "snail", size, {**defaults, **(core_kwargs or {})}, late_labels=False, **network)
 
     def condition(self, support_x: Tensor, support_y: Tensor) -> Read:
-        """As in the base class.
+        """As in the base class; a `ValueError`, in one line, at support sets that the core's context does not hold."""
+        self.check_support(support_x.shape[1])
+        return super().condition(support_x, support_y)
 
-        Raises:
-            ValueError: in one line, at support sets that the core's context does not hold.
-        """
-        if support_x.shape[1] >= self.core.context:
+    def check_support(self, examples: int) -> None:
+        """As in the base class."""
+        if examples >= self.core.context:
             raise ValueError(
-                f"context must be at least {support_x.shape[1] + 1} for support sets of {support_x.shape[1]} examples, "
+                f"context must be at least {examples + 1} for support sets of {examples} examples, "
                 f"got {self.core.context}: it is one of core_kwargs"
             )
-        return super().condition(support_x, support_y)

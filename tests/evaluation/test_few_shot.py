@@ -134,7 +134,7 @@ def test_what_is_written_is_read_again(tmp_path):
     read = FewShotScores.load(scores.save_npz(tmp_path / "deep" / "scores"))
     for one, other in zip((scores, *scores.references), (read, *read.references), strict=True):
         for field in dataclasses.fields(one):
-            if field.name not in ("references", "scores", "transductive", "by_step", "by_shot"):
+            if field.name not in ("references", "scores", "transductive", "by_step", "by_shot", "by_instance"):
                 assert getattr(one, field.name) == getattr(other, field.name)
         assert one.settings.keys() == other.settings.keys()
         for setting, values in one.settings.items():
@@ -165,6 +165,22 @@ def test_csv_by_hand(tmp_path):
     assert (rows[0]["seconds"], rows[0]["memory"], rows[0]["gradient_evaluations"]) == ("0.0125", "2500000", "5")
     assert rows[1]["seconds"] == rows[7]["seconds"] == ""
     assert {row["n"] for row in rows} == {"4"}
+
+
+def test_scores_by_instance_are_shown_and_kept(tmp_path):
+    by_instance = {k: np.full(4, k / 12) for k in range(1, 13)}
+    scores = made(by_instance=by_instance)
+    ((header, ((name, *cells),)),) = scores.further_tables()
+    assert header == ["accuracy (%) by instance", *map(str, range(1, 11))]
+    assert (name, [round(float(cell.split(" ")[0])) for cell in cells]) == ("a", [8, 17, 25, 33, 42, 50, 58, 67, 75, 83])
+    _, axes = scores.plot().axes
+    assert axes.get_xlabel() == "instance"
+    np.testing.assert_allclose(axes.containers[0].lines[0].get_ydata(), 100 * np.arange(1, 13) / 12)
+    read = FewShotScores.load(scores.save_npz(tmp_path / "scores"))
+    assert {k: list(a) for k, a in read.by_instance.items()} == {k: list(a) for k, a in by_instance.items()}
+    assert read.part().by_instance.keys() == by_instance.keys()
+    with open(scores.save_csv(tmp_path / "scores.csv")) as file:
+        assert [row["at"] for row in csv.DictReader(file) if row["setting"] == "instance"] == [str(k) for k in by_instance]
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -12,8 +12,10 @@ from metarl.fewshot.datasets.curves import Sinusoids
 from metarl.fewshot.episodes import EpisodeSource, TaskSpec
 from metarl.fewshot.evaluate import evaluate_learner
 from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learners import make_learner
 from metarl.fewshot.maml import MAML
 from metarl.fewshot.networks import BatchNorm
+from metarl.fewshot.recurrent import accuracy_by_instance
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,31 @@ def test_accuracies_by_hand():
     (other,) = scores.references
     assert (other.name, other.transductive, other.episodes_hash) == ("nearest", None, scores.episodes_hash)
     np.testing.assert_array_equal(other.scores, np.ones(25))
+
+
+def test_by_instance_where_labels_come_late():
+    source = shapes()
+    torch.manual_seed(0)
+    references = {"snail": make_learner("snail", source.spec)}  # labels come with the examples
+    learner = make_learner("mann", source.spec, {"size": 8})
+    scores = evaluate_learner(learner, source, num_episodes=25, seed=4, references=references, batch=7)
+    assert (list(scores.by_instance), scores.references[0].by_instance) == ([1, 2, 3, 4, 5, 6], {})  # 2 shots, 4 queries
+    with torch.no_grad():
+        expected = accuracy_by_instance(learner, source.episodes("test", range(25), 4), torch.Generator().manual_seed(4))
+    np.testing.assert_allclose(np.stack([*scores.by_instance.values()], 1), expected)
+
+
+def test_instances_that_some_episodes_lack_are_left_out():
+    class Uneven(EpisodeSource):
+        name, spec = "uneven", TaskSpec(shape=(1,), outputs=2, classification=True)
+
+        def episode(self, split, rng):
+            x = np.zeros((2, 1), np.float32)
+            return x, np.arange(2), x, rng.integers(2, size=2), np.empty(0, np.int64)
+
+    source = Uneven()
+    scores = evaluate_learner(make_learner("mann", source.spec, {"size": 8}), source, num_episodes=20)
+    assert list(scores.by_instance) == [1, 2]  # a third one is only there where both queries are of one class
 
 
 def test_gradient_learners_equal_a_loop_over_episodes():
