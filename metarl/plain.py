@@ -10,6 +10,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -140,7 +141,7 @@ def field_sentences(cls: type) -> dict[str, str]:
 
 def check_count(name: str, value: int, most: int | None = None, least: int = 1) -> int:
     """`value` if it is an integer from `least` to `most`, else a `ValueError`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least or (most is not None and value > most):
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be an integer {bound}, got {value!r}")
-    return value
+    return int(value)

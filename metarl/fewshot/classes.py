@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from metarl.fewshot.episodes import Episodes, EpisodeSource, TaskSpec
-from metarl.plain import check_known
+from metarl.plain import check_count, check_known
 
 
 class Examples(Protocol):
@@ -65,7 +65,11 @@ class Classes:
             raise ValueError(f"labels must be as many as examples ({len(x)}), got {len(labels)}")
         if (labels != labels).any():
             raise ValueError(f"labels must not be nan, but {(labels != labels).sum()} are")
-        values, inverse = np.unique(labels, return_inverse=True)
+        try:
+            values, inverse = np.unique(labels, return_inverse=True)
+        except TypeError:
+            kinds = sorted({type(label).__name__ for label in labels})
+            raise ValueError(f"labels must be of one kind, such as text or numbers, got {', '.join(kinds)}") from None
         members = tuple(np.flatnonzero(inverse == i) for i in range(len(values)))
         of_classes = () if groups is None else tuple(str(groups[indices[0]]) for indices in members)
         return cls(x, members, tuple(map(str, values)), of_classes)
@@ -130,9 +134,7 @@ class NWayKShot(EpisodeSource):
 
     def __post_init__(self):
         for name in ("ways", "shots", "queries"):
-            least = 2 if name == "ways" else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            check_count(name, getattr(self, name), least=2 if name == "ways" else 1)
         for split, classes in self.data.items():
             if len(classes.x.shape) < 2 or classes.x.dtype.kind not in "buif":
                 got = f"{classes.x.dtype} of shape {tuple(classes.x.shape)}"

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, Self
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from metarl.plain import check_known
+from metarl.plain import check_count, check_known
 
 
 class Episodes(NamedTuple):
@@ -180,7 +180,7 @@ class _Batches(Dataset):
             return error
 
 
-def episode_rngs(seed: int, split: str, indices: Iterable[int]) -> Iterator[np.random.Generator]:
+def episode_rngs(seed: int, split: str, indices: Sequence[int]) -> Iterator[np.random.Generator]:
     """The generators of episodes, one after another; each is good until the next one is asked for.
 
     An episode has a stretch of its own in the stream of a counter-based generator (Philox), whose key is that of the seed
@@ -188,8 +188,10 @@ def episode_rngs(seed: int, split: str, indices: Iterable[int]) -> Iterator[np.r
     """
     bits = np.random.Philox(key=_key(seed, split))
     generator, state = np.random.Generator(bits), bits.state
+    if not len(indices):
+        raise ValueError("indices must be of at least one episode, got none")
     for index in indices:
-        state["state"]["counter"][2] = index  # 2^128 blocks of four numbers apart
+        state["state"]["counter"][2] = check_count("index", index, least=0)  # 2^128 blocks of four numbers apart
         bits.state = state
         yield generator
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metarl.fewshot.classes import Classes, NWayKShot, as_numbers
+from metarl.fewshot.datasets import make_source
 from metarl.fewshot.episodes import Episodes, TaskSpec, episodes_hash
 
 
@@ -236,9 +237,23 @@ def test_only_the_split_that_is_drawn_from_has_to_suffice():
             lambda: Classes.from_labels(np.array([[0.0], [np.nan], [np.inf]]), ["a", "b", "b"]),
             "features must be finite, but 2 of the 2 examples of class 'b' are not",
         ),
-        (lambda: NWayKShot("n", {"train": few(5)}, ways=1), "ways must be at least 2, got 1"),
-        (lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=0), "shots must be at least 1, got 0"),
-        (lambda: NWayKShot("n", {"train": few(5)}, ways=2, queries=0), "queries must be at least 1, got 0"),
+        (lambda: NWayKShot("n", {"train": few(5)}, ways=1), "ways must be an integer of at least 2, got 1"),
+        (lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=0), "shots must be an integer of at least 1, got 0"),
+        (lambda: NWayKShot("n", {"train": few(5)}, ways=2.0), "ways must be an integer of at least 2, got 2.0"),
+        (
+            lambda: NWayKShot("n", {"train": numbered()}, queries=6).episodes("train", []),
+            "indices must be of at least one episode, got none",
+        ),
+        (
+            lambda: NWayKShot("n", {"train": numbered()}, queries=6).episodes("train", [0, -1]),
+            "index must be an integer of at least 0, got -1",
+        ),
+        (
+            lambda: Classes.from_labels(np.zeros((3, 1)), np.array(["a", 1, None], object)),
+            "labels must be of one kind, such as text or numbers, got NoneType, int, str",
+        ),
+        (lambda: make_source(""), "dataset must be a name or a path, got ''"),
+        (lambda: NWayKShot("n", {"train": few(5)}, ways=2, queries=0), "queries must be an integer of at least 1, got 0"),
         (
             lambda: NWayKShot("n", {"train": numbered(), "test": few(5)}, ways=3, queries=3).check("test"),
             "the test split of n must have at least ways = 3 classes, got 2: ask for fewer ways, or, where classes are "

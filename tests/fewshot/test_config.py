@@ -154,7 +154,7 @@ def test_an_unreadable_picture_is_told_before_training(pictures):
             {"learner": "averaging", "evaluation": {"step_curve": [4]}},
             "evaluation.step_curve must be empty for averaging, which takes no gradient steps, got (4,)",
         ),
-        ({"shots": 0}, "shots must be at least 1, got 0"),
+        ({"shots": 0}, "shots must be an integer of at least 1, got 0"),
         ({"ways": 5.5}, "ways must be an integer, got 5.5"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),

@@ -135,9 +135,9 @@ def test_damped_oscillators_point_by_point(split, low, high):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sinusoids(shots=0), "shots must be at least 1, got 0"),
-        (lambda: DampedOscillators(queries=-1), "queries must be at least 1, got -1"),
-        (lambda: GaussianProcessCurves(shots=0), "shots must be at least 1, got 0"),
+        (lambda: Sinusoids(shots=0), "shots must be an integer of at least 1, got 0"),
+        (lambda: DampedOscillators(queries=-1), "queries must be an integer of at least 1, got -1"),
+        (lambda: GaussianProcessCurves(shots=0), "shots must be an integer of at least 1, got 0"),
         (lambda: GaussianProcessCurves(noise=0.0), "noise must be finite and at least 0.0001, got 0.0"),
         (lambda: GaussianProcessCurves(noise=math.nan), "noise must be finite and at least 0.0001, got nan"),
         (

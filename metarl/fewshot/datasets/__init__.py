@@ -91,6 +91,8 @@ _GIVEN = ("shots", "queries", "texts", "labels")
 
 def _kind(dataset: str) -> str:
     """The name of a data set, also where `dataset` is a path."""
+    if not isinstance(dataset, str | Path) or not str(dataset):
+        raise ValueError(f"dataset must be a name or a path, got {dataset!r}")
     if dataset not in DATASETS and not Path(dataset).exists():
         check_known(f"dataset {dataset!r} is no file or folder, and as a name", dataset, DATASETS)
     return dataset if dataset in DATASETS else "folder" if Path(dataset).is_dir() else "csv"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from metarl.fewshot.episodes import Episodes, EpisodeSource, TaskSpec, episode_rngs
-from metarl.plain import check_known
+from metarl.plain import check_count, check_known
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Curves(EpisodeSource):
 
     def __post_init__(self):
         for name in ("shots", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_count(name, getattr(self, name))
 
     @property
     def spec(self) -> TaskSpec:
