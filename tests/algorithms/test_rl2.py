@@ -427,3 +427,12 @@ def test_target_kl_stops_the_updates():
     assert (
         near.policy.optimizer.state_dict()["state"][0]["step"] < far.policy.optimizer.state_dict()["state"][0]["step"] == 16
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", RL2PPO.policy_aliases)
+def test_100_000_steps_of_a_card_game_stay_finite(policy):
+    model = RL2PPO(policy, "metarl/RepeatPrevious-v0", num_envs=32, policy_kwargs={"core_size": 32})
+    model.learn(100_000)
+    assert all(p.isfinite().all() for p in model.policy.parameters())
+    assert all(part.isfinite().all() for state in model.policy.optimizer.state.values() for part in state.values())
