@@ -6,7 +6,6 @@ line, with exit code 2; with METARL_DEBUG=1 in the environment a traceback is sh
 
 import dataclasses
 import os
-import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
-from metarl.options import literals, parse_known_options, parse_options, preset_names, preset_path
+from metarl.options import parse_known_options, parse_options, preset_names, preset_path
 from metarl.plain import check_known, first_sentence, shallow
 
 if TYPE_CHECKING:
     from metarl.config import TrainingConfig
-    from metarl_envs import TaskFamily, TaskSet
+    from metarl_envs import TaskFamily
 
 _HELP = {"-h", "--help"}
 
@@ -128,6 +127,7 @@ def train(args: list[str]) -> None:
 
 def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
     """What holds where the command line says nothing; None when it asks for no more than help."""
+    from metarl.commands import given_family
     from metarl.config import TrainingConfig
 
     start, rest = parse_known_options(_Start, args, prog=f"metarl train {algorithm}")
@@ -137,13 +137,14 @@ def _default_config(algorithm: str, args: list[str]) -> "TrainingConfig | None":
             raise ValueError(f"algorithm must be {config.algorithm} with --preset {start.preset}, got {algorithm}")
         return config
     if start.env is not None:
-        return TrainingConfig(algorithm=algorithm, env=start.env, env_kwargs=shallow(_family(start.env, rest)))
+        return TrainingConfig(algorithm=algorithm, env=start.env, env_kwargs=shallow(given_family(start.env, rest)))
     if _HELP & {*args}:
         return None
     raise ValueError("--env must be given, an id that `metarl envs` lists or any other, or --preset")
 
 
 def _train_options(family: "TaskFamily | None", algorithm_name: str) -> type:
+    from metarl.commands import family_type
     from metarl.config import ALGORITHMS, TrainingConfig
 
     config_class = ALGORITHMS[algorithm_name].config_class
@@ -157,7 +158,7 @@ def _train_options(family: "TaskFamily | None", algorithm_name: str) -> type:
         """
 
         algorithm: Suppress[str] = algorithm_name
-        env_kwargs: _family_parameters(family) = family
+        env_kwargs: family_type(family) = family
         hyperparameters: OmitArgPrefixes[config_class] = field(default_factory=config_class)
         preset: Annotated[str | None, arg(aliases=["--config"])] = None
         """Name of a config that comes with the package (`metarl train --help` lists them), or path of a YAML file,
@@ -171,23 +172,6 @@ def _train_options(family: "TaskFamily | None", algorithm_name: str) -> type:
             """Checked when the options become a config."""
 
     return TrainOptions
-
-
-def _family(env: str, args: list[str]) -> "TaskFamily":
-    """The family to read options `--env.NAME` for. One that cannot be made without some is made with those in `args`."""
-    from metarl.config import checked_family
-
-    try:
-        return checked_family(env)
-    except ValueError:
-        if given := literals(args, "env"):
-            return checked_family(env, given)
-        raise
-
-
-def _family_parameters(family: "TaskFamily | None") -> Any:
-    """The type of options `--env.NAME`."""
-    return Suppress[None] if family is None else Annotated[type(family), arg(name="env")]
 
 
 @dataclass(frozen=True)
@@ -317,100 +301,11 @@ def compare(args: list[str]) -> None:
 # -- adapt -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _AdaptStart:
-    run: Positional[tuple[str, ...]] = ()
-    env: str | None = None
-
-
 def adapt(args: list[str]) -> None:
     """Let a run's agent adapt to one new task, of its family or of your own environment."""
-    from metarl.run_folder import RunFolder
-    from metarl.training import load_run, run_config
-    from metarl_envs import TaskEnv
+    from metarl.adapt_command import adapt_to_one_task
 
-    start, rest = parse_known_options(_AdaptStart, args, prog="metarl adapt")
-    family = None
-    if start.env is not None:
-        family = _family(start.env, rest)
-    elif start.run:
-        family = run_config(RunFolder.open(start.run[0])).family
-
-    @dataclass(frozen=True)
-    class AdaptOptions:
-        """Let a run's agent adapt to ONE new task, and show the return of each episode.
-
-        The task is a fresh one of the run's family, or of another Gymnasium environment with the same spaces.
-        """
-
-        run: Annotated[Positional[Path], arg(metavar="RUN")]
-        """The run folder."""
-        env: str | None = None
-        """Gymnasium id, or module:id, of a family or environment with the same spaces; the run's own family by default."""
-        env_kwargs: _family_parameters(family) = family
-        episodes: int | None = None
-        """Episodes to play; as many as the agent was trained with by default."""
-        gradient_steps: int | None = None
-        """Play as many episodes as it takes for so many gradient steps, and no more; agents of maml only."""
-        export: Path | None = None
-        """Write the policy as it is after these episodes to this file, as a Stable-Baselines3 PPO; agents of maml only."""
-        seed: int | None = None
-        """Seed of the task, the environment and the actions; a fresh one by default."""
-        deterministic: bool = False
-        """Take the likeliest action instead of sampling."""
-
-    options = parse_options(AdaptOptions, args, prog="metarl adapt")
-    model = load_run(options.run)
-    family = options.env_kwargs
-    episodes = model.episodes_in(family) if options.episodes is None else options.episodes
-    if options.gradient_steps is not None:
-        every = getattr(model.config, "episodes_per_update", None)
-        if every is None:
-            raise ValueError("gradient_steps must be left out: this agent adapts by its memory, as it acts")
-        if options.episodes is not None:
-            raise ValueError(f"episodes must be left out with gradient_steps, got {options.episodes}")
-        if options.gradient_steps < 0:
-            raise ValueError(f"gradient_steps must be at least 0, got {options.gradient_steps}")
-        episodes = options.gradient_steps * every
-    elif episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
-    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    env = TaskEnv(family=family, split="test")
-    env.task = task = family.sample(1, "test", seed)
-    learner = model.adapt(env, seed=seed, deterministic=options.deterministic)
-    if options.export is not None:
-        learner.check_exportable()
-    name = options.env or getattr(family, "env", family.env_id)
-    print(f"{name}, seed {seed}, task: {_shown(task)}\n")
-    for episode in range(1, episodes + 1):
-        try:
-            result = learner.run_episode(env, seed=seed if episode == 1 else None)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        print(f"episode {episode:>{len(str(episodes))}}/{episodes}   return {result:10.3f}", flush=True)
-    if options.export is not None:
-        print(f"Exported, for Stable-Baselines3's PPO.load: {learner.export(options.export)}")
-    if not learner.returns:
-        return
-    first, last, mean = learner.returns[0], learner.returns[-1], sum(learner.returns) / episodes
-    print(f"\n{_sparkline(learner.returns)}   first {first:.3f}   last {last:.3f}   mean {mean:.3f}")
-
-
-def _shown(task: "TaskSet") -> str:
-    """The parameters of one task; large ones by their shape."""
-    if "only_task" in task.params:
-        return "the family's only one"
-    parts = {name: values[0] for name, values in task.params.items()}
-    shown = {n: v.round(4).tolist() if v.size <= 20 else f"array of shape {v.shape}" for n, v in parts.items()}
-    return ", ".join(f"{name} = {value}" for name, value in shown.items())
-
-
-def _sparkline(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    scale = 7 / (high - low) if high > low else 0
-    return "".join("▁▂▃▄▅▆▇█"[round((value - low) * scale)] for value in values)
+    adapt_to_one_task(args)
 
 
 # -- few-shot learning -------------------------------------------------------------------------------------------------
