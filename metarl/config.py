@@ -132,7 +132,7 @@ class TrainingConfig(RunConfig):
         """
         return dataclasses.replace(
             self,
-            policy_kwargs=self.make_model().policy.kwargs,
+            policy_kwargs={**self.policy_kwargs, **self.make_model().policy.kwargs},
             hyperparameters=self.hyperparameters.resolved(),
         )
 

@@ -140,7 +140,7 @@ def test_a_malicious_file_is_not_executed(tmp_path):
         ({"skip": "false"}, "skip must be true or false, got 'false'"),
         ({"core_kwargs": [1]}, r"core_kwargs must be a mapping, got \[1\]"),
         ({"core_kwargs": {"spam": 1}}, r"policy_kwargs do not fit LstmPolicy: .*'spam'"),
-        ({"core_kwargs": {"span": 1}}, "span must be at least 2 steps, got 1"),
+        ({"core_kwargs": {"span": 1}}, "span must be at least 2 steps, and finite, got 1"),
         ({"core_kwargs": {"bfloat16": "true"}}, "bfloat16 must be true or false, got 'true'"),
     ],
 )

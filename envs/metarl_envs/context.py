@@ -146,18 +146,40 @@ class ContextFamily(TaskFamily):
     def _spaces(self) -> tuple[gym.Space, gym.Space]:
         env = self._make_env()
         set_parameters(env.unwrapped, {name: low for name, (low, _) in self.ranges.items()})
-        env.close()
         if not isinstance(env.action_space, _SPACES):
             raise ValueError(f"env must have {_THESE} actions, got {env.action_space} in {self.env}")
+        if not self._known:
+            self._check_play(env)
+        env.close()
         return env.observation_space, env.action_space
+
+    def _check_play(self, env: gym.Env) -> None:
+        """A `ValueError`, in one line, where the first step does not go as the environment's spaces say."""
+        seen, _ = env.reset(seed=0)
+        env.action_space.seed(0)
+        after, reward, *_ = env.step(env.action_space.sample())
+        for observation in (seen, after):
+            for name, part in _parts(env.observation_space, env.observation_space).items():
+                leaf = observation[name] if name else observation
+                if np.shape(leaf) != part.shape or not _in_range(leaf, part):
+                    where = f"{name} in observations" if name else "observations"
+                    raise ValueError(f"env must give {where} of its own {part}, got {leaf!r} in {self.env}")
+        if np.shape(reward) or not isinstance(reward, float | int | np.number | np.bool_):
+            raise ValueError(f"env must give rewards that are numbers, got {reward!r} in {self.env}")
 
     def _make_env(self) -> gym.Env:
         # steps are counted outside, and checks on every step would cost more than most environments
-        env = gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
+        try:
+            env = gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **self.env_kwargs)
+        except (AttributeError, ImportError) as error:
+            raise ValueError(f"env {self.env} cannot be made: {error}") from error
         space = env.observation_space
         parts = _parts(space, space)
-        if not all(isinstance(part, _SPACES) for part in parts.values()):
-            raise ValueError(f"env must have observations of {_THESE} parts, got {space} in {self.env}")
+        for part in parts.values():
+            if not isinstance(part, _SPACES):
+                raise ValueError(f"env must have observations of {_THESE} parts, got {space} in {self.env}")
+            if 0 in part.shape or (isinstance(part, gym.spaces.MultiDiscrete) and len(part.shape) > 1):
+                raise ValueError(f"env must have observations of lists of choices and of numbers, got {part} in {self.env}")
         if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) or parts.keys() == getattr(space, "spaces", ()):
             return env
         return gym.wrappers.TransformObservation(env, lambda seen: _parts(seen, space), gym.spaces.Dict(parts))
@@ -283,6 +305,14 @@ def _parts(values: Any, space: gym.Space, name: str = "") -> dict[str, Any]:
     inner = space.items() if isinstance(space, gym.spaces.Dict) else enumerate(space)
     paths = ((f"{name}/{key}" if name else str(key), key, part) for key, part in inner)
     return {place: leaf for path, key, part in paths for place, leaf in _parts(values[key], part, path).items()}
+
+
+def _in_range(leaf: Any, part: gym.Space) -> bool:
+    """Whether choices are among those that there are; numbers may be any."""
+    count = getattr(part, "nvec", getattr(part, "n", None))
+    if isinstance(part, gym.spaces.Box | gym.spaces.MultiBinary):
+        return True
+    return bool(np.all((leaf >= part.start) & (leaf < part.start + count)))
 
 
 def _checked(argument: str, name: str, pair: Any) -> tuple[float, float]:

@@ -130,6 +130,10 @@ class RL2PPO(MetaAlgorithm):
 
     def _make_policy(self) -> TrialPolicy:
         core = self.policy_class if isinstance(self.policy_class, str) else None
+        for name in ("core", "task_size") if core else ():
+            if name in self.policy_kwargs:
+                instead = "the policy's name says it" if name == "core" else "critic_sees_task says it"
+                raise ValueError(f"policy_kwargs must not hold {name}, got {self.policy_kwargs[name]!r}: {instead}")
         make = TrialPolicy if core else self.policy_class
         kwargs = {"core": core, **self.policy_kwargs} if core else self.policy_kwargs
         if self._task_parameters is not None:

@@ -63,7 +63,7 @@ def check_memory(player: Player) -> None:
 
 
 class Watched:
-    """A player with a memory, and what went in and out of it. `inputs` are the policy's, before its encoder.
+    """A player with a memory, and what went in and out of it. `inputs` are the core's: the policy's may be pictures.
 
     Args:
         player: has a `TrialPolicy` as `policy` and its `memory`.
@@ -92,9 +92,10 @@ class Watched:
     def act(self, observations: Observations) -> np.ndarray:
         """Note what the policy reads, and act."""
         memory: Memory = self.player.memory
-        self.inputs.append(self.policy.inputs(to_tensor(observations, self.policy.device), *memory[1:]))
+        read = self.policy.inputs(to_tensor(observations, self.policy.device), *memory[1:])
+        self.inputs.append(self.policy.encode(read))
         if self.watch:
-            self.weights.append(self.policy.core.watch(self.policy.encode(self.inputs[-1]), memory.core))
+            self.weights.append(self.policy.core.watch(self.inputs[-1], memory.core))
         return self.player.act(observations)
 
     def observe(self, transition: Transition) -> None:
@@ -169,11 +170,11 @@ def reach(
         ends = []
         for part in windows.split(AT_ONCE, 1):
             reset = torch.zeros(part.shape[:2], dtype=torch.bool, device=part.device)
-            ends.append(policy.scan(part, policy.core.initial_state(part.shape[1]), reset)[0][-1])
+            ends.append(policy.scan_encoded(part, policy.core.initial_state(part.shape[1]), reset)[0][-1])
         return torch.cat(ends)
 
     nothing = torch.zeros(total, rows, dtype=torch.bool, device=inputs.device)
-    whole = policy.scan(inputs, policy.core.initial_state(rows), nothing)[0]
+    whole = policy.scan_encoded(inputs, policy.core.initial_state(rows), nothing)[0]
     alone = after(inputs.flatten(0, 1)[None]).unflatten(0, (total, rows))
     changes = divergence(whole, alone) * playing
     nats = float(changes.sum() / playing.sum())

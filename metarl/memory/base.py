@@ -1,6 +1,7 @@
 """The protocol of memory cores: what an agent keeps while time passes."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -117,8 +118,8 @@ def check_slice(name: str, ends: Sequence[int], size: int) -> slice:
 
 def check_span(span: float) -> float:
     """`span` if it is one, else a `ValueError`."""
-    if not isinstance(span, int | float) or not span >= 2:
-        raise ValueError(f"span must be at least 2 steps, got {span!r}")
+    if not isinstance(span, int | float) or not 2 <= span < math.inf:
+        raise ValueError(f"span must be at least 2 steps, and finite, got {span!r}")
     return float(span)
 
 

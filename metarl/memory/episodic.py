@@ -15,6 +15,7 @@ Departures:
   cell state that is read, added and written again would grow without bounds.
 - Keys are scaled to unit length, so that distance and cosine order them alike. Reading from an empty dictionary gives zeros.
 - Gradients pass through the dictionary, keys and values; which entry is written, and when, are decisions without gradient.
+- `h` and `c` go on from one event to the next; the paper's start anew in each episode. They are cleared at a reset.
 - The dictionary is cleared with the rest of the state, unless `outlives_reset` is set.
 """
 
@@ -67,7 +68,8 @@ class EpisodicLSTMCore(MemoryCore):
         same: cosine, in (0, 1], from which on two keys are the same context; by default 0.9 for learned keys, and 0.999 with
             `context_slice`: two barcodes that differ in one of six bits are as similar as .913.
         outlives_reset: at a reset, file the event away and keep the dictionary; clear the rest. As in the paper, where
-            tasks return: states must then be cleared with `restart`.
+            tasks return: states must then be cleared with `restart`. A collection begins with empty memories, and so does
+            each trial of an evaluation; in training it shows where `num_steps` holds several trials, and tasks return.
         span: steps that the slowest units remember for.
     """
 
@@ -121,8 +123,9 @@ class EpisodicLSTMCore(MemoryCore):
     def initial_state(self, batch_size: int) -> State:
         """Zeros, in the order of the class's description."""
         n, k, o = self.num_slots, self.key_size, self.output_size
-        shapes = [(o,), (o,), (k,), (1,), (n, k), (n, o), (n,)]
-        return tuple(self.from_input.weight.new_zeros(batch_size, *shape) for shape in shapes)
+        zeros = [self.from_input.weight.new_zeros(batch_size, *shape) for shape in [(o,), (o,), (k,), (1,), (n, k), (n, o)]]
+        order = zeros[0].new_zeros(batch_size, n, dtype=torch.promote_types(zeros[0].dtype, torch.float32))  # it counts
+        return (*zeros, order)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: write what ended, read, and the cell."""

@@ -1,11 +1,12 @@
 """What policies are put together from: reading observations, and layers."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from torch import Tensor, nn
 
@@ -25,7 +26,39 @@ def default_extractor(space: gym.Space) -> type[BaseFeaturesExtractor]:
     if any(not isinstance(leaf, _OBSERVABLE) for leaf in (space.values() if nested else [space])):
         names = ", ".join(kind.__name__ for kind in _OBSERVABLE)
         raise ValueError(f"observation space must be one of {names}, or a flat Dict of these, got {space}")
-    return CombinedExtractor if nested else FlattenExtractor
+    return PartsExtractor if nested else FlattenExtractor
+
+
+PICTURE = 36
+"""Pixels along each side from which on convolutions (`NatureCNN`) read a picture in a `Dict`: they need as many."""
+
+
+class PartsExtractor(CombinedExtractor):
+    """Stable-Baselines3's, for pictures with their channels last too, and for small ones, which are flattened."""
+
+    def __init__(self, observation_space: gym.spaces.Dict, cnn_output_dim: int = 256):
+        parts = OrderedDict(observation_space.items())
+        pictures = [key for key, part in parts.items() if _is_picture(part)]
+        last = [key for key in pictures if not is_image_space_channels_first(parts[key])]
+        for key, part in parts.items():
+            if key in last:
+                height, width, channels = part.shape
+                parts[key] = gym.spaces.Box(0, 255, (channels, height, width), np.uint8)
+            elif key not in pictures:
+                parts[key] = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(part),))
+        super().__init__(gym.spaces.Dict(parts), cnn_output_dim)
+        for key in last:
+            self.extractors[key] = nn.Sequential(_ChannelsFirst(), self.extractors[key])
+
+
+class _ChannelsFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, -3)
+
+
+def _is_picture(space: gym.Space) -> bool:
+    """Whether convolutions can read it: of its three sides, the channels are the shortest."""
+    return is_image_space(space) and sorted(space.shape)[1] >= PICTURE
 
 
 def check_sizes(**lists: Sequence[int]) -> None:
@@ -87,7 +120,7 @@ class NormalisedValue:
 def preprocess(observations: TensorObs, space: gym.Space, lead: int) -> TensorObs:
     """Observations with `lead` leading axes, as features extractors take them: one batch axis, one-hot, images in [0, 1]."""
     observations = map_leaves(_from_zero(observations, space), lambda o: o.reshape(-1, *o.shape[lead:]))
-    return preprocess_obs(observations, space)
+    return map_leaves(preprocess_obs(observations, space), lambda o: o if o.dim() > 1 else o[:, None])  # a Box of one number
 
 
 def _from_zero(observations: TensorObs, space: gym.Space) -> TensorObs:

@@ -14,6 +14,7 @@ from metarl.distributions import make_head
 from metarl.kernels import Tanh
 from metarl.memory import CORES, State
 from metarl.memory.base import check_flag, check_slice
+from metarl.plain import check_count
 from metarl.policies.parts import NormalisedValue, check_sizes, default_extractor, mlp, preprocess
 from metarl.trials import TensorObs
 
@@ -72,6 +73,7 @@ class TrialPolicy(NormalisedValue, BasePolicy):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
     ):
+        check_count("core_size", core_size)
         if core not in CORES:
             raise ValueError(f"core must be one of {', '.join(CORES)}, got {core!r}")
         encoder = (core_size,) if encoder is None else encoder
@@ -146,27 +148,28 @@ class TrialPolicy(NormalisedValue, BasePolicy):
     # -- outputs -------------------------------------------------------------------------------------------------
 
     def step(self, inputs: Tensor, state: State, task: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
-        """One step: action parameters `[B, ...]`, values `[B]` (zeros if these need `task [B, P]`) and the core's state."""
+        """One step: action parameters `[B, ...]`, values `[B]` and the core's state."""
         x = self.encode(inputs)
         y, state = self.core.step(x, state)
-        y = self._read(x, y)
-        if task is None and self.task_size:
-            return self._action_params(y), y.new_zeros(len(y)), state
-        params, values = self._outputs(y, task)
+        params, values = self._outputs(self._read(x, y), task)
         return params, self.denormalise(values), state
 
     def scan(self, inputs: Tensor, state: State, reset: Tensor, task: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`)."""
-        x = self.encode(inputs)
+        """Whole sequences `[T, B, ...]`: action parameters and NORMALISED values (see `normalise`), as in `step`."""
+        return self.scan_encoded(self.encode(inputs), state, reset, task)
+
+    def scan_encoded(self, x: Tensor, state: State, reset: Tensor, task: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `scan`, from what `encode` made of the inputs."""
         y, _ = self.core.scan(x, state, reset)
-        y = self._read(x, y)
-        return self._outputs(y, task)
+        return self._outputs(self._read(x, y), task)
 
     def _read(self, x: Tensor, y: Tensor) -> Tensor:
         return y if self.readout is None else self.readout(torch.cat([x, y], -1))
 
     def _outputs(self, y: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Action parameters and normalised values."""
+        """Action parameters and normalised values; these are 0, the mean return, where they need a task that is not told."""
+        if task is None and self.task_size:
+            return self._action_params(y), y.new_zeros(y.shape[:-1])
         if len(self.value_trunk):
             values = self.value_head(self.value_trunk(y if task is None else torch.cat([y, task], -1)))
             return self._action_params(y), values[..., 0]

@@ -299,7 +299,9 @@ def test_one_environment_of_one_step():
         (dict(learning_rate=0), ValueError, "learning_rate must be above 0, got 0"),
         (dict(target_kl=0.0), ValueError, r"target_kl must be above 0, got 0\.0"),
         (dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
-        (dict(policy_kwargs=dict(core="rnn")), ValueError, "core must be one of identity, lstm, gru, .*, got 'rnn'"),
+        (dict(policy_kwargs=dict(core="gru")), ValueError, "policy_kwargs must not hold core, got 'gru': the policy's name"),
+        (dict(policy_kwargs=dict(task_size=3)), ValueError, "must not hold task_size, got 3: critic_sees_task says it"),
+        (dict(policy_kwargs=dict(core_size=True)), ValueError, "core_size must be an integer of at least 1, got True"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -65,3 +65,12 @@ def test_arms_pay_as_often_as_they_should():
 def test_wrong_parameters_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_family("metarl/BarcodeBandit-v0", **kwargs)
+
+
+@pytest.mark.parametrize(("num_contexts", "num_bits"), [(16, 4), (32, 5), (150, 10)])
+def test_barcodes_are_different_also_where_there_are_hardly_more_of_them_than_bandits(num_contexts, num_bits):
+    family = make_family("metarl/BarcodeBandit-v0", num_contexts=num_contexts, num_bits=num_bits, num_occurrences=1)
+    codes = family.sample(20, "train", 0).params["codes"]
+    numbers = codes @ (1 << np.arange(num_bits))
+    assert all(len({*row}) == num_contexts for row in numbers.tolist())
+    assert len({tuple(row) for row in numbers.tolist()}) == 20

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from metarl.algorithms.players import MemoryPlayer
+from metarl.algorithms.rl2 import RL2PPO
 from metarl.evaluation import Reach, play_trials, plot_memory, reach, remember
 from metarl.evaluation.references import RandomPlayer
 from metarl.memory import CORES, MemoryCore
@@ -152,3 +153,10 @@ def test_players_without_a_memory_are_told_apart():
         remember(RandomPlayer(CARDS), CARDS, CARDS.sample(1, "test", 0))
     with pytest.raises(ValueError, match="agent has no memory to show"):
         reach(make_player("identity"), CARDS, CARDS.sample(1, "test", 0))
+
+
+def test_a_value_function_that_is_told_the_task_is_not_needed():
+    model = RL2PPO("LstmPolicy", CARDS, num_envs=4, policy_kwargs={"core_size": 4}, critic_sees_task=True).learn(1)
+    assert model.policy.task_size > 0
+    found = reach(model.player(), CARDS, CARDS.sample(3, "test", 0), decisions=20)
+    assert np.isfinite(found.missing).all()

@@ -185,5 +185,5 @@ def test_wrong_arguments(name, value):
 
 
 def test_wrong_span():
-    with pytest.raises(ValueError, match=r"^span must be at least 2 steps, got 1$"):
+    with pytest.raises(ValueError, match=r"^span must be at least 2 steps, and finite, got 1$"):
         DNCCore(INPUT, SIZE, span=1)

@@ -267,7 +267,7 @@ def test_what_is_read_and_written_again_does_not_explode():
         ({"same": 0}, "same must be above 0 and at most 1, got 0"),
         ({"same": float("nan")}, "same must be above 0 and at most 1, got nan"),
         ({"outlives_reset": 1}, "outlives_reset must be true or false, got 1"),
-        ({"span": 1}, "span must be at least 2 steps, got 1"),
+        ({"span": 1}, "span must be at least 2 steps, and finite, got 1"),
         *(
             ({"context_slice": ends}, f"context_slice must be (start, stop) with 0 <= start < stop <= 7, got {ends!r}")
             for ends in [(0, 8), (3, 3), (-1, 2), (0.0, 2), (1,), 5, "ab"]
@@ -278,3 +278,14 @@ def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         EpisodicLSTMCore(INPUT, SIZE, **kwargs)
     assert str(error.value) == message
+
+
+@torch.no_grad()
+def test_the_order_of_writing_is_counted_exactly_in_bfloat16():
+    core = EpisodicLSTMCore(4, 3, num_slots=4, context_slice=(0, 4)).bfloat16()
+    state = core.initial_state(1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(400):
+        _, state = core.step(torch.randn(1, 4, generator=generator).bfloat16(), state)
+    assert state[-1].dtype == torch.float32
+    assert sorted(state[-1][0].tolist()) == [396.0, 397.0, 398.0, 399.0]

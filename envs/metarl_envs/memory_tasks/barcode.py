@@ -73,10 +73,13 @@ class BarcodeBandit(TaskFamily):
 
     def draw(self, num_tasks: int, split: str, rng: np.random.Generator) -> Arrays:
         """Different barcodes, uniform arms, a random order."""
-        contexts = self.num_contexts
-        numbers = rng.integers(2**self.num_bits, size=(num_tasks, contexts))
-        while (twice := _repeats(numbers)).any():
-            numbers[twice] = rng.integers(2**self.num_bits, size=(int(twice.sum()), contexts))
+        contexts, known = self.num_contexts, 2**self.num_bits
+        if 4 * contexts**2 > known:  # numbers would hardly ever all be different
+            numbers = np.array([rng.choice(known, contexts, replace=False) for _ in range(num_tasks)])
+        else:
+            numbers = rng.integers(known, size=(num_tasks, contexts))
+            while (twice := _repeats(numbers)).any():
+                numbers[twice] = rng.integers(known, size=(int(twice.sum()), contexts))
         codes = (numbers[..., None] >> np.arange(self.num_bits)) & 1
         order = np.broadcast_to(np.arange(self.episodes_per_trial) % contexts, (num_tasks, self.episodes_per_trial))
         return {

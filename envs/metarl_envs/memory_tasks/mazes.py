@@ -19,10 +19,13 @@ class TMaze(TaskFamily):
     Tasks hold the `side [N]`, 1 (up) or -1 (down): two tasks, so none is held out. Actions are right, left, up and down;
     what runs into a wall stays. The observation is (sign, at the junction): the side at the sign and 0 elsewhere, and 1
     where the corridor ends. Turning at the junction ends the episode, with reward 1 on the right side and 0 on the wrong
-    one. Each step but the last after which one is less far than steps were played costs `1 / (length + 1)`, as in Ni et
-    al.; in the active maze, less far than steps but one.
+    one. Each step but the last after which one is less far than steps were played costs `1 / (length + 1)`; in the active
+    maze, less far than steps but one.
 
     Passive: the sign is where an episode starts. Active: it is a step to the left of there, and must be fetched.
+
+    Departures from Ni et al.'s environment: there a step costs one over the corridor's length, so that the worst return is
+    -1, and the sign is shown at the first visit only.
     """
 
     env_id: ClassVar[str] = "metarl/TMaze-v0"
