@@ -18,7 +18,7 @@ def memory_cards() -> str:
 
 def memory_others() -> str:
     """Return per trial in the other problems."""
-    return _cores(OTHERS, "{:.2f} [{:.2f}, {:.2f}]")
+    return _cores(OTHERS, "{:.3f} [{:.3f}, {:.3f}]")
 
 
 def _cores(problems: Sequence[str], form: str) -> str:
@@ -72,8 +72,8 @@ def barcode() -> str:
 def copying() -> str:
     """The copy task by core."""
     lines = [
-        "| core | seed | parameters | sequences | below 0.1 wrong bits after | wrong bits at length 20 | at 40 | min |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| {FACTS} | sequences | below 0.1 wrong bits after | wrong bits at length 20 | at 40 | min |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in _supervised("copy"):
         solved = "not" if row["solved_after"] is None else f"{row['solved_after']:,}"
@@ -85,7 +85,7 @@ def copying() -> str:
 def recalling() -> str:
     """Accuracy by core and by how often a class has come."""
     times = ("1", "2", "3", "5", "10")
-    lines = [f"| core | seed | parameters | sequences | {' | '.join(times)} | min |", "|---|---|---|---|" + "---|" * 6]
+    lines = [f"| {FACTS} | sequences | {' | '.join(times)} | min |", "|---|---|---|---|---|---|---|" + "---|" * 6]
     for row in _supervised("recall"):
         right = " | ".join(f"{row['measured'][time]:.1%}" for time in times)
         lines.append(f"| {_facts(row)} | {row['sequences']:,} | {right} | {row['seconds'] / 60:.0f} |")
@@ -97,8 +97,12 @@ def _supervised(task: str) -> list[dict]:
     return sorted(rows, key=lambda row: (CORES.index(row["core"]), row["seed"]))
 
 
+FACTS = "core | options | batch | rate | seed | parameters"
+
+
 def _facts(row: dict) -> str:
-    return f"{row['core']} | {row['seed']} | {row['parameters']:,}"
+    options = ", ".join(f"{name}: {json.dumps(value)}" for name, value in row["core_kwargs"].items())
+    return f"{row['core']} | {options} | {row['batch']} | {row['rate']:g} | {row['seed']} | {row['parameters']:,}"
 
 
 MEMORY: dict[str, Callable[[], str]] = {

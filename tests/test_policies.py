@@ -324,3 +324,40 @@ def test_small_differences_of_large_returns_are_seen():
     policy.track_returns(torch.full((10,), 5000.0), 1.0)
     assert 0 < policy.value_std < 1e-3
     assert all(parameter.isfinite().all() for parameter in policy.parameters())
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 44, 3), (3, 40, 44), (7, 7, 3), (36, 36, 1)])
+def test_pictures_in_dictionaries(shape):
+    picture = gym.spaces.Box(0, 255, shape, np.uint8)
+    space = gym.spaces.Dict(kind=gym.spaces.Discrete(3), picture=picture, speed=gym.spaces.Box(-1, 1, ()))
+    torch.manual_seed(0)
+    policy = TrialPolicy(space, gym.spaces.Discrete(2), core_size=4, features_extractor_kwargs={"cnn_output_dim": 5})
+    seen = {
+        "kind": torch.tensor([[2, 1]]),
+        "picture": torch.randint(256, (1, 2, *shape)),
+        "speed": torch.tensor([[0.5, -1.0]]),
+    }
+    nothing = policy.initial_memory(2)[1:]
+    inputs = policy.inputs(seen, *(part[None] for part in nothing))[0]
+    large = min(sorted(shape)[1:]) >= 36
+    size = 5 if large else int(np.prod(shape))
+    assert policy.extractor.features_dim == 3 + size + 1
+    torch.testing.assert_close(inputs[:, :3], torch.tensor([[0.0, 0, 1], [0, 1, 0]]))
+    torch.testing.assert_close(inputs[:, 3 + size], torch.tensor([0.5, -1.0]))
+    scaled = seen["picture"][0] / 255
+    if not large:
+        torch.testing.assert_close(inputs[:, 3 : 3 + size], scaled.flatten(1))
+    elif shape[0] == 3:
+        torch.testing.assert_close(inputs[:, 3:8], policy.extractor.extractors["picture"](scaled))
+    else:
+        convolutions = policy.extractor.extractors["picture"][1]
+        torch.testing.assert_close(inputs[:, 3:8], convolutions(scaled.permute(0, 3, 1, 2)))
+
+
+def test_an_observation_of_one_number():
+    policy = TrialPolicy(gym.spaces.Box(-1, 1, ()), gym.spaces.Discrete(2), core_size=4)
+    inputs = policy.inputs(torch.tensor([0.5, -0.25]), *policy.initial_memory(2)[1:])
+    assert inputs[:, 0].tolist() == [0.5, -0.25]

@@ -1,6 +1,8 @@
 import dataclasses
 import re
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -179,6 +181,29 @@ def test_training_equals_learning_without_a_folder(run):
     expected = model.policy.state_dict()
     for name, values in loaded.policy.state_dict().items():
         torch.testing.assert_close(values, expected[name], rtol=0, atol=0)
+
+
+def test_a_config_keeps_the_features_extractors_arguments():
+    config = TrainingConfig(
+        env="test/Album-v0", policy_kwargs={"core_size": 4, "features_extractor_kwargs": {"cnn_output_dim": 7}}
+    )
+    assert config.resolved().make_model().policy.extractor.features_dim == 7
+
+
+class Album(gym.Env):
+    """A black picture."""
+
+    observation_space = gym.spaces.Dict(picture=gym.spaces.Box(0, 255, (36, 36, 3), np.uint8))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return {"picture": np.zeros((36, 36, 3), np.uint8)}, {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, False, {}
+
+
+gym.register("test/Album-v0", Album, max_episode_steps=3)
 
 
 def test_a_second_training_in_the_same_folder_is_refused(run):

@@ -1,5 +1,6 @@
 """Context families: physical parameters reach real environments, and the closed forms equal them."""
 
+import re
 import warnings
 
 import gymnasium as gym
@@ -331,3 +332,67 @@ def test_errors(kwargs, message):
 def test_unknown_environment():
     with pytest.raises(gym.error.Error, match="NoSuchThing"):
         make_family("NoSuchThing-v0")
+
+
+class Odd(gym.Env):
+    """Gives what it is told to, in spaces that it is told of."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, space, seen, reward=0.0):
+        self.observation_space, self.seen, self.reward = space, seen, reward
+
+    def reset(self, *, seed=None, options=None):
+        return self.seen, {}
+
+    def step(self, action):
+        return self.seen, self.reward, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("space", "seen", "reward", "message"),
+    [
+        (
+            gym.spaces.Box(-1, 1, (2,)),
+            np.zeros(3),
+            0.0,
+            "observations of its own Box(-1.0, 1.0, (2,), float32), got",
+        ),
+        (gym.spaces.Discrete(3), 3, 0.0, "env must give observations of its own Discrete(3), got 3 in Odd-v0"),
+        (
+            gym.spaces.Dict(a=gym.spaces.Discrete(2)),
+            {"a": 2},
+            0.0,
+            "give a in observations of its own Discrete(2), got 2",
+        ),
+        (gym.spaces.Discrete(3), 2, np.array([1.0]), "env must give rewards that are numbers, got array([1.]) in Odd-v0"),
+        (
+            gym.spaces.Box(-1, 1, (0,)),
+            np.zeros(0),
+            0.0,
+            "lists of choices and of numbers, got Box(",
+        ),
+        (
+            gym.spaces.MultiDiscrete([[2, 3]]),
+            np.zeros((1, 2)),
+            0.0,
+            "of numbers, got MultiDiscrete([[2 3]])",
+        ),
+    ],
+)
+def test_environments_that_do_not_keep_to_their_spaces(space, seen, reward, message):
+    gym.register("Odd-v0", Odd, max_episode_steps=5, kwargs={"space": space, "seen": seen, "reward": reward})
+    try:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ContextFamily("Odd-v0")
+    finally:
+        del gym.registry["Odd-v0"]
+
+
+def test_an_environment_whose_class_is_not_there():
+    gym.register("Nothing-v0", f"{__name__}:Nothing", max_episode_steps=5)
+    try:
+        with pytest.raises(ValueError, match=r"^env Nothing-v0 cannot be made: module .* has no attribute 'Nothing'"):
+            ContextFamily("Nothing-v0")
+    finally:
+        del gym.registry["Nothing-v0"]
