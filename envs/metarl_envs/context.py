@@ -155,15 +155,19 @@ class ContextFamily(TaskFamily):
 
     def _check_play(self, env: gym.Env) -> None:
         """A `ValueError`, in one line, where the first step does not go as the environment's spaces say."""
-        seen, _ = env.reset(seed=0)
         env.action_space.seed(0)
-        after, reward, *_ = env.step(env.action_space.sample())
-        for observation in (seen, after):
+        for call, count in ((lambda: env.reset(seed=0), 2), (lambda: env.step(env.action_space.sample()), 5)):
+            if not (isinstance(result := call(), tuple) and len(result) == count):
+                says = "(observation, info) from reset" if count == 2 else "five values from step"
+                raise ValueError(f"env must give {says}, got {result!r} in {self.env}")
+            observation = result[0]
             for name, part in _parts(env.observation_space, env.observation_space).items():
-                leaf = observation[name] if name else observation
-                if np.shape(leaf) != part.shape or not _in_range(leaf, part):
+                named = observation if isinstance(observation, dict) else {"": observation}
+                leaf = named.get(name)
+                if leaf is None or np.shape(leaf) != part.shape or not _in_range(leaf, part):
                     where = f"{name} in observations" if name else "observations"
                     raise ValueError(f"env must give {where} of its own {part}, got {leaf!r} in {self.env}")
+        reward = result[1]
         if np.shape(reward) or not isinstance(reward, float | int | np.number | np.bool_):
             raise ValueError(f"env must give rewards that are numbers, got {reward!r} in {self.env}")
 
@@ -180,7 +184,7 @@ class ContextFamily(TaskFamily):
                 raise ValueError(f"env must have observations of {_THESE} parts, got {space} in {self.env}")
             if 0 in part.shape or (isinstance(part, gym.spaces.MultiDiscrete) and len(part.shape) > 1):
                 raise ValueError(f"env must have observations of lists of choices and of numbers, got {part} in {self.env}")
-        if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) or parts.keys() == getattr(space, "spaces", ()):
+        if parts.keys() == {""} or (isinstance(space, gym.spaces.Dict) and parts.keys() == space.keys()):
             return env
         return gym.wrappers.TransformObservation(env, lambda seen: _parts(seen, space), gym.spaces.Dict(parts))
 

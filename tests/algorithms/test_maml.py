@@ -371,6 +371,12 @@ class Wide(gym.Env):
     observation_space = gym.spaces.Box(0, 1, (600,))
     action_space = gym.spaces.Discrete(2)
 
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(600, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(600, np.float32), 0.0, False, False, {}
+
 
 gym.register("test/Wide-v0", Wide, max_episode_steps=4)
 

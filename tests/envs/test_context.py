@@ -365,6 +365,12 @@ class Odd(gym.Env):
             0.0,
             "give a in observations of its own Discrete(2), got 2",
         ),
+        (
+            gym.spaces.Dict(a=gym.spaces.Discrete(2)),
+            {"b": 1},
+            0.0,
+            "give a in observations of its own Discrete(2), got None",
+        ),
         (gym.spaces.Discrete(3), 2, np.array([1.0]), "env must give rewards that are numbers, got array([1.]) in Odd-v0"),
         (
             gym.spaces.Box(-1, 1, (0,)),
@@ -387,6 +393,25 @@ def test_environments_that_do_not_keep_to_their_spaces(space, seen, reward, mess
             ContextFamily("Odd-v0")
     finally:
         del gym.registry["Odd-v0"]
+
+
+def test_environments_of_the_old_interface():
+    class Old(Odd):
+        def reset(self, **kwargs):
+            return self.seen if self.reward is None else super().reset()
+
+        def step(self, action):
+            return super().step(action)[:4]
+
+    for reward, message in ((None, "(observation, info) from reset, got 1"), (0.0, "five values from step, got (1, 0.0,")):
+        gym.register(
+            "Old-v0", Old, max_episode_steps=5, kwargs={"space": gym.spaces.Discrete(2), "seen": 1, "reward": reward}
+        )
+        try:
+            with pytest.raises(ValueError, match=re.escape(f"env must give {message}")):
+                ContextFamily("Old-v0")
+        finally:
+            del gym.registry["Old-v0"]
 
 
 def test_an_environment_whose_class_is_not_there():
