@@ -13,20 +13,30 @@ def few_shot() -> str:
     found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
+    first = {p: {row["learner"]: row for row in rows if row["seed"] == 0} for p, rows in found.items()}
+    least = {p: max(rows[b]["scores"]["inductive"][0] for b in BASELINES if b in rows) for p, rows in first.items() if rows}
     for name in names:
-        rows = {p: next((r for r in found[p] if r["learner"] == name and r["seed"] == 0), None) for p in PICTURES}
-        lines.append(f"| {name} | {' | '.join(_accuracy(*cell) for cell in rows.items())} |")
+        cells = [_accuracy(problem, rows.get(name), least.get(problem)) for problem, rows in first.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _accuracy(problem: str, row: dict | None) -> str:
-    """In percent; in brackets the interval, then, where queries may be normalised together, so; what it was trained for."""
+BASELINES = ("fine_tuning", "nearest_neighbour")
+"""What others should be better than."""
+
+
+def _accuracy(problem: str, row: dict | None, least: float | None) -> str:
+    """In percent; in brackets the interval, then, where queries may be normalised together, so; what it was trained for.
+
+    With a dagger where a learner is not above `least`.
+    """
     if row is None:
         return ""
     mean, low, high = (100.0 * x for x in row["scores"]["inductive"])
     together = row["scores"].get("transductive")
     trained = f"<br>{row['training_episodes']:,}, {row['seconds'] / 60:.0f} min" if row["training_episodes"] else ""
-    score = f"{mean:.1f} [{low:.1f}, {high:.1f}]" + (f"; {100.0 * together[0]:.1f}" if together else "")
+    mark = " †" if row["learner"] not in BASELINES and row["scores"]["inductive"][0] <= least else ""
+    score = f"{mean:.1f}{mark} [{low:.1f}, {high:.1f}]" + (f"; {100.0 * together[0]:.1f}" if together else "")
     return score + trained * (row.get("trained_on", problem) == problem)
 
 
