@@ -160,10 +160,9 @@ class ContextFamily(TaskFamily):
             if not (isinstance(result := call(), tuple) and len(result) == count):
                 says = "(observation, info) from reset" if count == 2 else "five values from step"
                 raise ValueError(f"env must give {says}, got {result!r} in {self.env}")
-            observation = result[0]
+            seen = result[0] if isinstance(result[0], dict) else {"": result[0]}
             for name, part in _parts(env.observation_space, env.observation_space).items():
-                named = observation if isinstance(observation, dict) else {"": observation}
-                leaf = named.get(name)
+                leaf = seen.get(name)
                 if leaf is None or np.shape(leaf) != part.shape or not _in_range(leaf, part):
                     where = f"{name} in observations" if name else "observations"
                     raise ValueError(f"env must give {where} of its own {part}, got {leaf!r} in {self.env}")
@@ -313,9 +312,9 @@ def _parts(values: Any, space: gym.Space, name: str = "") -> dict[str, Any]:
 
 def _in_range(leaf: Any, part: gym.Space) -> bool:
     """Whether choices are among those that there are; numbers may be any."""
-    count = getattr(part, "nvec", getattr(part, "n", None))
     if isinstance(part, gym.spaces.Box | gym.spaces.MultiBinary):
         return True
+    count = part.n if isinstance(part, gym.spaces.Discrete) else part.nvec
     return bool(np.all((leaf >= part.start) & (leaf < part.start + count)))
 
 

@@ -1,17 +1,15 @@
 """What a player scored in each episode of a trial, over many tasks: estimates, tables, files."""
 
 import dataclasses
-import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from metarl.evaluation.npz import reading_npz, save_npz
 from metarl.evaluation.plots import plot_adaptation
 from metarl.evaluation.report import decimals, save_rows, show_estimate, text_table
 from metarl.evaluation.statistics import Estimate, estimate, paired_difference
@@ -265,22 +263,18 @@ class AdaptationCurve:
 
     def save_npz(self, path: str | Path) -> Path:
         """Write everything, returns of single tasks included, to an `.npz` file without pickles; return its path."""
-        path = _prepared(Path(path).with_suffix(".npz"))
         curves = (self, *self.references)
         arrays = {f"returns_{i}": curve.returns for i, curve in enumerate(curves)}
         for name in ("ceiling", "occurrences"):
             arrays |= {f"{name}_{i}": part for i, c in enumerate(curves) if (part := getattr(c, name)) is not None}
         kept = {f.name for f in dataclasses.fields(self)} - {"returns", "ceiling", "occurrences", "references"}
         header = [{name: getattr(curve, name) for name in sorted(kept)} for curve in curves]
-        np.savez_compressed(path, header=np.array(json.dumps(header, default=dict)), **arrays)
-        return path
+        return save_npz(path, header, arrays, default=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> "AdaptationCurve":
         """Read what `save_npz` wrote. Raises `ValueError` when the file is something else."""
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
+        with reading_npz(path, "an adaptation curve written by AdaptationCurve.save_npz") as (header, arrays):
             curves = [
                 cls(
                     returns=arrays[f"returns_{i}"],
@@ -288,16 +282,6 @@ class AdaptationCurve:
                     occurrences=arrays.get(f"occurrences_{i}"),
                     **fields,
                 )
-                for i, fields in enumerate(json.loads(str(arrays["header"])))
+                for i, fields in enumerate(header)
             ]
             return dataclasses.replace(curves[0], references=tuple(curves[1:]))
-        except FileNotFoundError:
-            raise
-        except (KeyError, IndexError, OSError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is not an adaptation curve written by AdaptationCurve.save_npz: {error}") from error
-
-
-def _prepared(path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

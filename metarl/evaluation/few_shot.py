@@ -1,18 +1,16 @@
 """What few-shot learners score on episodes that they have not trained on, and what an episode costs them."""
 
 import dataclasses
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from metarl.evaluation.compare import distinct
 from metarl.evaluation.few_shot_report import FewShotReport, Setting
+from metarl.evaluation.npz import reading_npz, save_npz
 from metarl.evaluation.statistics import Estimate, estimate
 
 
@@ -145,24 +143,19 @@ class FewShotScores(FewShotReport):
 
     def save_npz(self, path: str | Path) -> Path:
         """Write everything, scores of single episodes included, to an `.npz` file without pickles; return its path."""
-        path = Path(path).with_suffix(".npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
         everyone = (self, *self.references)
         arrays = {f"{i}/{name}/{at}": a for i, one in enumerate(everyone) for (name, at), a in one.settings.items()}
-        arrays_of = {"scores", "transductive", "by_step", "by_shot", "by_instance"}
-        kept = {f.name for f in dataclasses.fields(self)} - arrays_of - {"references"}
+        apart = {"scores", "transductive", "by_step", "by_shot", "by_instance", "references"}
+        kept = {f.name for f in dataclasses.fields(self)} - apart
         header = [{name: getattr(one, name) for name in sorted(kept)} for one in everyone]
-        np.savez_compressed(path, header=np.array(json.dumps(header, default=dataclasses.asdict)), **arrays)
-        return path
+        return save_npz(path, header, arrays, default=dataclasses.asdict)
 
     @classmethod
     def load(cls, path: str | Path) -> "FewShotScores":
         """Read what `save_npz` wrote. Raises `ValueError` when the file is something else."""
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
+        with reading_npz(path, "a file of scores written by FewShotScores.save_npz") as (header, arrays):
             everyone = []
-            for i, fields in enumerate(json.loads(str(arrays.pop("header")))):
+            for i, fields in enumerate(header):
                 own = {tuple(key.split("/")[1:]): a for key, a in arrays.items() if key.startswith(f"{i}/")}
                 fields |= {"cost": fields["cost"] and FewShotCost(**fields["cost"])}
                 everyone.append(
@@ -176,10 +169,6 @@ class FewShotScores(FewShotReport):
                     )
                 )
             return dataclasses.replace(everyone[0], references=tuple(everyone[1:]))
-        except FileNotFoundError:
-            raise
-        except (KeyError, IndexError, OSError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is not a file of scores written by FewShotScores.save_npz: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
