@@ -110,9 +110,14 @@ def pictures(
     episodes: int = 8_000,
     trained_on: str | None = None,
     batch: int = 20,
+    sequences: int = 100_000,
+    instances: int = INSTANCES,
     **settings: Any,
 ) -> FewShotProblem:
-    """Every learner of classes, with the same network up to the last layer and as many episodes."""
+    """Every learner of classes, with the same network up to the last layer and as many episodes.
+
+    But for MANN, which is trained on `sequences`, in which each class comes `instances` times.
+    """
     kwargs: dict[str, Mapping[str, Any]] = {
         "maml": {"rate": 0.4, "test_steps": 3},
         "fomaml": {"rate": 0.4, "test_steps": 3},
@@ -145,7 +150,7 @@ def pictures(
     }
     # it answers at chance for the first tens of thousands of sequences, on points too (`supervised_memory.py recall`)
     many = {"batch": 64, "learning_rate": 2e-3, "final_learning_rate": 5e-4}
-    learners["mann"] |= {"queries": INSTANCES - shots, "total_timesteps": 330_000, "hyperparameters": many}
+    learners["mann"] |= {"queries": instances - shots, "total_timesteps": sequences, "hyperparameters": many}
     return FewShotProblem(shared, learners, batch=batch, trained_on=trained_on)
 
 
@@ -154,9 +159,9 @@ GLYPHS = {"dataset_kwargs": {"fonts": "noto"}}
 PROBLEMS = {
     "sinusoids": curves(5),
     "sinusoids-10": curves(10),
-    "glyphs-5w1s": pictures(5, 1, **GLYPHS),
+    "glyphs-5w1s": pictures(5, 1, sequences=330_000, **GLYPHS),
     "glyphs-5w5s": pictures(5, 5, trained_on="glyphs-5w1s", **GLYPHS),
-    "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", **GLYPHS),
+    "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", sequences=330_000, instances=3, **GLYPHS),
     "digits-5w1s": pictures(5, 1, "digits", 3_000, dataset_kwargs={"rotations": True}),
     "fortunes-5w1s": pictures(5, 1, "fortunes", 3_000, batch=2),
 }

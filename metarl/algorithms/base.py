@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from metarl.algorithms.families import EnvLike, check_spaces, family_of
 from metarl.algorithms.learner import Learner
 from metarl.algorithms.vec_env import TrialVecEnv
 from metarl.allocator import keep_freed_memory
@@ -22,9 +23,7 @@ from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from metarl.plain import convert
 from metarl.seeding import generator_state, restore_generator, spawn
 from metarl.trials import Player
-from metarl_envs import TaskEnv, TaskFamily, TaskVectorEnv, make_family
-
-EnvLike = str | TaskFamily | TaskVectorEnv | gym.Env
+from metarl_envs import TaskEnv, TaskFamily, TaskVectorEnv
 
 
 class MetaAlgorithm(BaseAlgorithm):
@@ -362,37 +361,6 @@ class MetaAlgorithm(BaseAlgorithm):
         fresh = model._position()["generators"]
         model.set_state(state if "seed" not in options else {**state, "generators": fresh})
         return model
-
-
-def family_of(env: EnvLike, env_kwargs: dict[str, Any] | None = None) -> TaskFamily:
-    """The task family behind an id, a family, or an environment of one."""
-    if isinstance(env, str):
-        return make_family(env, **(env_kwargs or {}))
-    if env_kwargs:
-        raise ValueError(f"env_kwargs go with an environment's id, but env is {type(env).__name__}")
-    if isinstance(env, TaskFamily):
-        return env
-    family = getattr(getattr(env, "unwrapped", None), "family", None)
-    if isinstance(family, TaskFamily):
-        while env is not env.unwrapped:  # training makes its own environments of the family
-            if not isinstance(env, gym.wrappers.OrderEnforcing | gym.wrappers.PassiveEnvChecker):
-                raise ValueError(
-                    f"env must be without wrappers, which training would leave out, got {type(env).__name__}: "
-                    "give the id or the TaskFamily, and build what the wrapper does into the family"
-                )
-            env = env.env
-        return family
-    raise ValueError(
-        f"env must be a Gymnasium id, a TaskFamily or an environment of one, got {type(env).__name__}; "
-        "metarl_envs.ContextFamily makes a family of any registered environment"
-    )
-
-
-def check_spaces(env: Any, observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Raise a `ValueError` naming the space unless `env` has these."""
-    for name, expected in (("observation_space", observation_space), ("action_space", action_space)):
-        if (got := getattr(env, name)) != expected:
-            raise ValueError(f"env must have the {name} {expected}, got {got}")
 
 
 def _configure(config_class: type, config: Any, hyperparameters: dict[str, Any]) -> Any:
