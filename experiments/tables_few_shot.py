@@ -8,34 +8,39 @@ PICTURES = ("glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s", "digits-5w1s", "fortun
 """Problems of `experiments/few_shot.py` with classes."""
 
 
+BASELINES = ("fine_tuning", "nearest_neighbour")
+"""What others should be better than."""
+
+
 def few_shot() -> str:
     """Accuracy of few-shot learners on unseen classes."""
     found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
-    first = {p: {row["learner"]: row for row in rows if row["seed"] == 0} for p, rows in found.items()}
-    least = {p: max(rows[b]["scores"]["inductive"][0] for b in BASELINES if b in rows) for p, rows in first.items() if rows}
+    first = {problem: {row["learner"]: row for row in rows if row["seed"] == 0} for problem, rows in found.items()}
+    least = {problem: max((_mean(rows, name) for name in BASELINES), default=0.0) for problem, rows in found.items()}
     for name in names:
-        cells = [_accuracy(problem, rows.get(name), least.get(problem)) for problem, rows in first.items()]
+        cells = []
+        for problem, rows in found.items():
+            mark = " †" if name not in BASELINES and _mean(rows, name) <= least[problem] else ""
+            cells.append(_accuracy(problem, first[problem].get(name), mark))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-BASELINES = ("fine_tuning", "nearest_neighbour")
-"""What others should be better than."""
+def _mean(rows: list[dict], learner: str) -> float:
+    """Accuracy of a learner over its seeds; 0 for none."""
+    scores = [row["scores"]["inductive"][0] for row in rows if row["learner"] == learner]
+    return sum(scores) / max(len(scores), 1)
 
 
-def _accuracy(problem: str, row: dict | None, least: float | None) -> str:
-    """In percent; in brackets the interval, then, where queries may be normalised together, so; what it was trained for.
-
-    With a dagger where a learner is not above `least`.
-    """
+def _accuracy(problem: str, row: dict | None, mark: str) -> str:
+    """In percent; in brackets the interval, then, where queries may be normalised together, so; what it was trained for."""
     if row is None:
         return ""
     mean, low, high = (100.0 * x for x in row["scores"]["inductive"])
     together = row["scores"].get("transductive")
     trained = f"<br>{row['training_episodes']:,}, {row['seconds'] / 60:.0f} min" if row["training_episodes"] else ""
-    mark = " †" if row["learner"] not in BASELINES and row["scores"]["inductive"][0] <= least else ""
     score = f"{mean:.1f}{mark} [{low:.1f}, {high:.1f}]" + (f"; {100.0 * together[0]:.1f}" if together else "")
     return score + trained * (row.get("trained_on", problem) == problem)
 
@@ -68,15 +73,21 @@ MEASURES = ("gradient steps 1", "gradient steps 5", "gradient steps 10", "induct
 
 
 def sinusoids() -> str:
-    """Squared errors of few-shot learners on sinusoids, by gradient steps."""
-    lines = ["| learner | shots | seed | 1 step | 5 steps | 10 steps | as it is | episodes | min |", "|---|" + "---|" * 8]
+    """Squared errors of few-shot learners on sinusoids, by gradient steps; a cell holds one number per seed."""
+    lines = ["| learner | shots | 1 step | 5 steps | 10 steps | as it is | episodes | min |", "|---|" + "---|" * 7]
     for shots, name in ((5, "sinusoids"), (10, "sinusoids-10")):
-        for row in read_result(f"fewshot-{name}.json") or []:
-            scores = [row["scores"].get(key) for key in MEASURES]
-            cells = " | ".join("" if one is None else f"{one[0]:.3g} [{one[1]:.3g}, {one[2]:.3g}]" for one in scores)
-            cost = f"{row['training_episodes']:,} | {row['seconds'] / 60:.1f}"
-            lines.append(f"| {row['learner']} | {shots} | {row['seed']} | {cells} | {cost} |")
+        rows = read_result(f"fewshot-{name}.json") or []
+        for learner in dict.fromkeys(row["learner"] for row in rows):
+            seeds = [row for row in rows if row["learner"] == learner]
+            cells = ["; ".join(_error(row["scores"].get(key)) for row in seeds).strip("; ") for key in MEASURES]
+            cost = f"{seeds[0]['training_episodes']:,} | {seeds[0]['seconds'] / 60:.1f}"
+            lines.append(f"| {learner} | {shots} | {' | '.join(cells)} | {cost} |")
     return "\n".join(lines)
+
+
+def _error(score: list[float] | None) -> str:
+    """With its interval."""
+    return "" if score is None else f"{score[0]:.3g} [{score[1]:.3g}, {score[2]:.3g}]"
 
 
 FEW_SHOT: dict[str, Callable[[], str]] = {
