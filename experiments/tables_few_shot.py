@@ -18,20 +18,21 @@ def few_shot() -> str:
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
     first = {problem: {row["learner"]: row for row in rows if row["seed"] == 0} for problem, rows in found.items()}
-    least = {problem: max((_mean(rows, name) for name in BASELINES), default=0.0) for problem, rows in found.items()}
+    least = {problem: max(_interval(rows, name)[1] for name in BASELINES) for problem, rows in found.items()}
     for name in names:
         cells = []
         for problem, rows in found.items():
-            mark = " †" if name not in BASELINES and _mean(rows, name) <= least[problem] else ""
+            mark = " †" if name not in BASELINES and _interval(rows, name)[0] <= least[problem] else ""
             cells.append(_accuracy(problem, first[problem].get(name), mark))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(rows: list[dict], learner: str) -> float:
-    """Accuracy of a learner over its seeds; 0 for none."""
-    scores = [row["scores"]["inductive"][0] for row in rows if row["learner"] == learner]
-    return sum(scores) / max(len(scores), 1)
+def _interval(rows: list[dict], learner: str) -> tuple[float, float]:
+    """The ends of the interval of a learner's accuracy, the means over its seeds; 0 for none."""
+    scores = [row["scores"]["inductive"] for row in rows if row["learner"] == learner]
+    low, high = (sum(score[end] for score in scores) / max(len(scores), 1) for end in (1, 2))
+    return low, high
 
 
 def _accuracy(problem: str, row: dict | None, mark: str) -> str:

@@ -211,6 +211,8 @@ class PredictOptions:
 def predict(args: list[str]) -> None:
     """Let a run's learner adapt to a few examples of your own, and answer for others."""
     options = parse_options(PredictOptions, args, prog="metarl fewshot predict")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise ValueError(f"--out must be a file in a folder that there is, got {options.out}")
     config = fewshot_runs.few_shot_config(options.run)
     source, learner = config.source, fewshot_runs.load_few_shot_run(options.run, config)
     reading = {"label": options.label, "text": options.text, "invert": options.invert}
@@ -223,7 +225,8 @@ def predict(args: list[str]) -> None:
         if len(classes) > (ways := source.spec.outputs) and not learner.any_ways:
             raise ValueError(f"{options.support} must hold at most {ways} classes, as in training, got {len(classes)}")
     else:
-        classes, targets = None, np.array([number(label, options.label) for label in labels])
+        where = f"--support: {options.label} of example"
+        classes, targets = None, np.array([number(label, f"{where} {i}") for i, label in enumerate(labels, 1)])
     answers = learner.adapt(support, targets)(queries).numpy(force=True)
     # a learner made for more classes may prefer one of those that there are no examples of
     answers = answers[:, 0] if classes is None else classes[answers[:, : len(classes)].argmax(1)]

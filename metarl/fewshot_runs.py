@@ -64,9 +64,10 @@ def compare_few_shot_runs(folders: Sequence[str | Path], *, progress_bar: bool =
             raise ValueError(f"runs must be different ones, but {folder} is given twice")
     settings = dataclasses.replace(few_shot_settings(folders[0]), **settings)
     _check_steps(folders, settings)
+    configs = [few_shot_config(folder) for folder in folders]
+    _check_same(folders, configs, settings)
     scores = []
-    for folder in folders:
-        config = few_shot_config(folder)
+    for folder, config in zip(folders, configs, strict=True):
         asked = settings if _takes_steps(folder, settings) else dataclasses.replace(settings, step_curve=())
         file = few_shot_file(folder, config, asked).with_suffix(".npz")
         kept = file.with_name(f"{file.stem}_compared.npz")
@@ -83,9 +84,13 @@ def compare_few_shot_runs(folders: Sequence[str | Path], *, progress_bar: bool =
 def load_few_shot_run(folder: str | Path, config: FewShotConfig | None = None) -> FewShotLearner:
     """The learner of a few-shot run, as of its newest readable checkpoint; errors as in `load_run`.
 
-    `config`: that of the run, where it was read before.
+    It adapts to examples such as those of the run's data, before they become numbers: texts, or rows of a table in the order
+    of its columns and in their units. `config`: that of the run, where it was read before.
     """
-    return load_newest(folder, config or few_shot_config(folder)).learner.eval()
+    config = config or few_shot_config(folder)
+    learner = load_newest(folder, config).learner.eval()
+    learner.prepare = getattr(config.source, "encode", None)
+    return learner
 
 
 def few_shot_config(folder: str | Path) -> FewShotConfig:
@@ -167,6 +172,18 @@ def _is_up_to_date(scores: FewShotScores, folder: str | Path, config: FewShotCon
         and all(any(k in one.by_step for one in (scores, *scores.references)) for k in settings.step_curve)
         and all(k in scores.by_shot for k in settings.shot_curve)
     )
+
+
+def _check_same(folders: Sequence[str | Path], configs: Sequence[FewShotConfig], settings: FewShotEvaluation) -> None:
+    """A `ValueError`, in one line, where the runs' episodes cannot be the same."""
+    first, *others = [
+        {"data": c.data_hash or f"{c.dataset} {dict(c.dataset_kwargs)}", **_of_episodes(c, settings)} for c in configs
+    ]
+    for folder, other in zip(folders[1:], others, strict=True):
+        if differ := [name for name in first if first[name] != other[name]]:
+            name = differ[0]
+            values = "" if name == "data" else f", {first[name]} and {other[name]}"
+            raise ValueError(f"runs must be on the same episodes, but {folders[0]} and {folder} have other {name}{values}")
 
 
 def _check_steps(folders: Sequence[str | Path], settings: FewShotEvaluation) -> None:

@@ -40,6 +40,23 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return cls(**{name: convert(value, hints[name], f"{where}{name}") for name, value in values.items()})
 
 
+def configured(config_class: type[T], config: T | None, hyperparameters: Mapping[str, Any]) -> T:
+    """`config`, or that of the defaults, with `hyperparameters` by name on top.
+
+    Raises:
+        TypeError: at a config of another class, and at unknown names.
+        ValueError: at values that are not of the field's type, or out of range.
+    """
+    known = [f.name for f in dataclasses.fields(config_class)]
+    if unknown := sorted(set(hyperparameters) - set(known)):
+        raise TypeError(f"unknown hyperparameter {unknown[0]!r}: {config_class.__name__} has {', '.join(known)}")
+    if config is not None and not isinstance(config, config_class):
+        raise TypeError(f"config must be {config_class.__name__}, got {type(config).__name__}")
+    hints = get_type_hints(config_class)
+    checked = {name: convert(value, hints[name], name) for name, value in hyperparameters.items()}
+    return dataclasses.replace(config or config_class(), **checked)
+
+
 def shallow(instance: Any) -> dict[str, Any]:
     """The fields of a dataclass instance by name."""
     return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}

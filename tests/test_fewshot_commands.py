@@ -16,6 +16,7 @@ from metarl import cli
 from metarl.config import TrainingConfig, read_config
 from metarl.evaluation.few_shot import FewShotScores
 from metarl.fewshot.config import FewShotConfig
+from metarl.fewshot.estimators import FewShotClassifier
 from metarl.fewshot_runs import load_few_shot_run
 from metarl.training import Interrupted, resume, train
 
@@ -353,7 +354,7 @@ def test_what_cannot_be_compared(metarl, curves, pictures, tmp_path):
     options = ["--episodes", "3", "--out", tmp_path / "both", "--no-progress-bar"]
     code, _, errors = metarl("fewshot", "compare", curves, pictures, *options)
     assert (code, errors.count("\n")) == (2, 1)
-    assert "scores must be of the same episodes, but 'curves' has sinusoids, test" in errors
+    assert errors == f"metarl: error: runs must be on the same episodes, but {curves} and {pictures} have other data\n"
     assert not (tmp_path / "both").exists()
 
 
@@ -394,6 +395,11 @@ def test_predict_for_tables(metarl, own, tmp_path):
     assert (code, errors) == (0, "")
     assert [row["query"] for row in rows_of(output)] == [str(i) for i in range(1, 11)]
     assert [row["label"] for row in rows_of(output)] == ["c0"] * 5 + ["c2"] * 5
+    learner = load_few_shot_run(tmp_path / "run")  # takes rows in the table's units, too
+    rows = [line.split(",") for line in lines[1:]]
+    x, y = np.array([row[:-1] for row in rows], float), np.array([row[-1] for row in rows])
+    support, query = [*range(3), *range(16, 19)], [*range(3, 8), *range(19, 24)]
+    assert FewShotClassifier(learner).fit(x[support], y[support]).predict(x[query]).tolist() == ["c0"] * 5 + ["c2"] * 5
     code, _, errors = metarl(
         "fewshot", "predict", tmp_path / "run", "--support", own / "table.csv", "--query", tmp_path / "query.csv"
     )
@@ -421,10 +427,17 @@ def test_predict_for_texts(metarl, own, tmp_path):
     command = ["fewshot", "train", "protonet", "--dataset", "texts", "--dataset-kwargs", options]
     code, *_ = metarl(*command, "--ways", "2", "--queries", "3", "--total-timesteps", "8", "--out", tmp_path / "run", QUIET)
     assert code == 0
-    code, output, errors = metarl(
-        "fewshot", "predict", tmp_path / "run", "--support", own / "texts.csv", "--query", own / "texts.csv"
-    )
+    command = ["fewshot", "predict", tmp_path / "run", "--support", own / "texts.csv", "--query", own / "texts.csv"]
+    code, output, errors = metarl(*command)
     assert (code, errors) == (0, "")
+    rows = rows_of((own / "texts.csv").read_text())
+    learned = FewShotClassifier(load_few_shot_run(tmp_path / "run")).fit(*zip(*[row.values() for row in rows], strict=True))
+    assert learned.predict([row["text"] for row in rows]).tolist() == [row["label"] for row in rows_of(output)]
+    with pytest.raises(ValueError, match=r"^texts must be strings, got \w+$"):
+        learned.predict([[1, 2, 3]])
+    code, _, errors = metarl(*command, "--out", tmp_path / "missing" / "x.csv")
+    message = f"--out must be a file in a folder that there is, got {tmp_path}/missing/x.csv"
+    assert (code, errors) == (2, f"metarl: error: {message}\n")
     right = [row["label"] for row in rows_of((own / "texts.csv").read_text())]
     assert np.mean([row["label"] == label for row, label in zip(rows_of(output), right, strict=True)]) > 0.5
 
@@ -441,7 +454,7 @@ def test_predict_for_curves(metarl, curves, tmp_path):
     np.testing.assert_allclose([float(row["y"]) for row in rows_of(output)], expected, rtol=1e-5)
     (tmp_path / "support.csv").write_text("x,y\n0,zero\n")
     code, _, errors = metarl(*command, "--label", "y")
-    assert (code, errors) == (2, "metarl: error: y must be a finite number, got 'zero'\n")
+    assert (code, errors) == (2, "metarl: error: --support: y of example 1 must be a finite number, got 'zero'\n")
     (tmp_path / "support.csv").write_text("x,y\n0,0\n")
     code, _, errors = metarl(*command[:-1], tmp_path / "no.csv", "--label", "y")
     message = f"--query must be a folder or a file, got {tmp_path}/no.csv, which does not exist"

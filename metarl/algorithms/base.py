@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +20,7 @@ from metarl.algorithms.learner import Learner
 from metarl.algorithms.vec_env import TrialVecEnv
 from metarl.allocator import keep_freed_memory
 from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from metarl.plain import convert
+from metarl.plain import configured
 from metarl.seeding import generator_state, restore_generator, spawn
 from metarl.trials import Player
 from metarl_envs import TaskEnv, TaskFamily, TaskVectorEnv
@@ -64,7 +64,7 @@ class MetaAlgorithm(BaseAlgorithm):
         _init_setup_model: bool = True,
         **hyperparameters: Any,
     ):
-        self.config = _configure(self.config_class, config, hyperparameters)
+        self.config = configured(self.config_class, config, hyperparameters)
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"policy must be one of {', '.join(self.policy_aliases)}, got {policy!r}")
         self.policy_name = policy if isinstance(policy, str) else policy.__name__
@@ -361,17 +361,6 @@ class MetaAlgorithm(BaseAlgorithm):
         fresh = model._position()["generators"]
         model.set_state(state if "seed" not in options else {**state, "generators": fresh})
         return model
-
-
-def _configure(config_class: type, config: Any, hyperparameters: dict[str, Any]) -> Any:
-    known = [f.name for f in dataclasses.fields(config_class)]
-    if unknown := sorted(set(hyperparameters) - set(known)):
-        raise TypeError(f"unknown hyperparameter {unknown[0]!r}: {config_class.__name__} has {', '.join(known)}")
-    if config is not None and not isinstance(config, config_class):
-        raise TypeError(f"config must be {config_class.__name__}, got {type(config).__name__}")
-    hints = get_type_hints(config_class)
-    checked = {name: convert(value, hints[name], name) for name, value in hyperparameters.items()}
-    return dataclasses.replace(config or config_class(), **checked)
 
 
 def _plain_kwargs(kwargs: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
 """N-way K-shot episodes from examples that belong to classes (Vinyals et al. 2016, section 4.1)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, combinations
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Classes:
         if self.groups and len(self.groups) != len(self.names):
             raise ValueError(f"groups must be as many as names ({len(self.names)}), got {len(self.groups)}")
         for name, indices in zip(self.names, self.members, strict=True):
+            if len(np.unique(indices)) < len(indices):
+                raise ValueError(f"members of class {name!r} must be different examples, got one of them twice")
             if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < len(self.x):
                 raise ValueError(f"members of class {name!r} must be from 0 to {len(self.x) - 1}, got {np.max(indices)}")
         if isinstance(self.x, np.ndarray) and self.x.dtype.kind == "f":
@@ -92,6 +94,7 @@ class Classes:
             raise ValueError(f"shares must be at least 0, and one of them above 0, got {dict(shares)}")
         if by_group and not self.groups:
             raise ValueError("groups must be given for a split by group, got none")
+        check_count("seed", seed, least=0)
         units = sorted(set(self.groups)) if by_group else list(range(len(self)))
         order = np.random.default_rng(seed).permutation(len(units))
         bounds = np.rint(np.cumsum([0.0, *shares.values()]) / sum(shares.values()) * len(units)).astype(int)
@@ -120,7 +123,7 @@ class NWayKShot(EpisodeSource):
 
     name: str
     data: Mapping[str, Classes] = field(repr=False)
-    """By split; their classes must be disjoint."""
+    """By split; their classes must be disjoint, which is checked where they are of one array."""
     ways: int = 5
     shots: int = 1
     queries: int = 15
@@ -139,6 +142,7 @@ class NWayKShot(EpisodeSource):
             if len(classes.x.shape) < 2 or classes.x.dtype.kind not in "buif":
                 got = f"{classes.x.dtype} of shape {tuple(classes.x.shape)}"
                 raise ValueError(f"{split} of {self.name} must have examples [M, ...] of numbers, got {got}")
+            _check_apart(classes, f"{split} of {self.name}")
         for (one, first), (other, second) in combinations(self.data.items(), 2):
             if first.x is second.x and (shared := {*chain(*first.members)} & {*chain(*second.members)}):
                 raise ValueError(f"{one} and {other} of {self.name} must be disjoint, but share {len(shared)} examples")
@@ -150,7 +154,7 @@ class NWayKShot(EpisodeSource):
         if len(classes) < self.ways:
             raise ValueError(
                 f"the {split} split of {self.name} must have at least ways = {self.ways} classes, got {len(classes)}: "
-                "ask for fewer ways, or, where classes are split at random, for other shares, such as "
+                "ask for fewer ways, or, where the data set takes shares, for others, such as "
                 "dataset_kwargs {shares: [0.6, 0, 0.4]}"
             )
         for name, members in zip(classes.names, classes.members, strict=True):
@@ -174,12 +178,18 @@ class NWayKShot(EpisodeSource):
             outputs=self.ways,
             train_classes=len(self.data["train"]) if "train" in self.data else 0,
             vocabulary=self.vocabulary,
+            shots=self.shots,
+            unit=first.x.dtype == np.uint8 and not self.vocabulary,
         )
 
     def episodes(self, split: str, indices: Sequence[int], seed: int = 0) -> Episodes:
         """As in the base class; errors also as in `check`."""
         self.check(split)
         return super().episodes(split, indices, seed)
+
+    def unaugmented(self) -> Self:
+        """As in the base class."""
+        return replace(self, augment=None)
 
     def episode(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """As in the base class."""
@@ -194,6 +204,17 @@ class NWayKShot(EpisodeSource):
         labels = np.arange(self.ways)
         support, query = (part.reshape(-1, *x.shape[2:]) for part in (x[:, : self.shots], x[:, self.shots :]))
         return support, labels.repeat(self.shots), query, labels.repeat(self.queries), classes.astype(np.int64)
+
+
+def _check_apart(classes: Classes, what: str) -> None:
+    """A `ValueError`, in one line, where an example belongs to two classes."""
+    owners = np.repeat(np.arange(len(classes)), [*map(len, classes.members)])
+    examples, first = np.unique(np.concatenate([[], *classes.members]), return_index=True)
+    if len(examples) < len(owners):
+        again = np.setdiff1d(np.arange(len(owners)), first)[0]
+        example = int(np.concatenate(classes.members)[again])
+        one, other = (classes.names[i] for i, members in enumerate(classes.members) if example in members)
+        raise ValueError(f"classes of {what} must be disjoint, but {one!r} and {other!r} share example {example}")
 
 
 def as_numbers(x: np.ndarray, tokens: bool = False) -> np.ndarray:

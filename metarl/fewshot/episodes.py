@@ -86,6 +86,15 @@ class TaskSpec:
     """Classes in the training split; 0 in regression."""
     vocabulary: int = 0
     """Examples are rows of token numbers below this one, where 0 fills up short ones; 0: they are ordinary numbers."""
+    shots: int = 1
+    """Examples of each class in a support set, or points in regression."""
+    unit: bool = False
+    """Examples are numbers from 0 to 1, as those of pictures of bytes are."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether examples are pictures `[channels, height, width]`."""
+        return len(self.shape) == 3 and not self.vocabulary
 
 
 class EpisodeSource:
@@ -121,6 +130,10 @@ class EpisodeSource:
         check_known(f"split {split!r}", split, self.splits)
         drawn = [self.episode(split, rng) for rng in episode_rngs(seed, split, indices)]
         return Episodes(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
+
+    def unaugmented(self) -> Self:
+        """The same without what makes training examples of others: for evaluation."""
+        return self
 
     def resized(self, **sizes: int) -> Self:
         """The same with other `ways`, `shots` or `queries`. A `ValueError`, in one line, where that cannot be."""

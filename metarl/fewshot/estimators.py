@@ -4,6 +4,9 @@ Needs scikit-learn (`pip install 'metarl-toolkit[fewshot]'`).
 """
 
 import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import numpy as np
@@ -21,6 +24,15 @@ except ModuleNotFoundError as error:
 from metarl.fewshot.learner import FewShotLearner
 
 
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    """A learner's errors speak of `X` and `y`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"(support|query)_([xy])", lambda m: "X" if m[2] == "x" else "y", str(error))) from None
+
+
 class _Estimator(BaseEstimator):
     """What both have in common: a learner that was trained over tasks; `fit` adapts it, and does not change it.
 
@@ -34,6 +46,8 @@ class _Estimator(BaseEstimator):
     def _shaped(self, X: ArrayLike) -> np.ndarray:
         """Rows of numbers as the learner knows examples, such as `[M, 784]` as `[M, 1, 28, 28]`."""
         X = np.asarray(X)
+        if self.learner.prepare is not None:
+            return X
         shape = self.learner.spec.shape
         flat = X.ndim == 2 and X.shape[1] == np.prod(shape)
         return X.reshape(len(X), *shape) if flat else X
@@ -52,12 +66,14 @@ class _Estimator(BaseEstimator):
             raise ValueError(f"y must have at most {ways} classes, as the learner was made for, got {len(self.classes_)}")
         self.n_features_in_ = int(np.prod(self.learner.spec.shape))
         learner = copy.deepcopy(self.learner).eval()  # which may be trained on
-        self.predictor_ = learner.adapt(self._shaped(X), y)
+        with _in_its_words():
+            self.predictor_ = learner.adapt(self._shaped(X), y)
         return self
 
     def _outputs(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self, "predictor_")
-        return self.predictor_(self._shaped(X))
+        with _in_its_words():
+            return self.predictor_(self._shaped(X))
 
 
 class FewShotClassifier(ClassifierMixin, _Estimator):

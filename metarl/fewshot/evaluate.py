@@ -25,6 +25,7 @@ from metarl.fewshot.gradient import GradientLearner
 from metarl.fewshot.learner import FewShotLearner, check_answers
 from metarl.fewshot.networks import BatchNorm
 from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
+from metarl.plain import check_count
 from metarl.updates import Diverged
 
 
@@ -80,7 +81,10 @@ def evaluate_learner(
         raise ValueError(f"steps must be empty for learners that take no gradient steps, got {tuple(steps)}")
     for one in learners.values():
         one.check_fits(source.spec)
+    check_count("num_episodes", num_episodes)
+    check_count("batch", batch)
     keep_freed_memory()
+    source = source.unaugmented()
     others = {k: source.resized(shots=k) for k in sorted(set(shots))}
 
     first = source.episodes(split, [0], seed)

@@ -1,6 +1,7 @@
 """What few-shot learners share: `learner(support_x, support_y, query_x)`, its loss, and adapting to a person's own data."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,8 @@ class FewShotLearner(nn.Module):
         functional: let gradients that it takes be those of `torch.func`, which `torch.compile` understands; the numbers are
             the same.
         draws: whether `losses` draws random numbers (by PyTorch's global generator, which the trainer seeds).
+        prepare: from a person's examples, such as texts or rows of a table, to those of episodes: what `adapt` and
+            predictors are given goes through it. `load_few_shot_run` sets it; by default examples are taken as they are.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
@@ -31,6 +34,7 @@ class FewShotLearner(nn.Module):
     trained: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     functional: bool = False
+    prepare: Callable[[Any], np.ndarray] | None = None
 
     def __init__(self, spec: TaskSpec):
         super().__init__()
@@ -101,8 +105,10 @@ class FewShotLearner(nn.Module):
     def check_support(self, examples: int) -> None:
         """A `ValueError`, in one line, unless support sets may have so many examples in all."""
 
-    def adapt(self, support_x: np.ndarray | Tensor, support_y: np.ndarray | Tensor) -> "Predictor":
+    def adapt(self, support_x: Any, support_y: np.ndarray | Tensor) -> "Predictor":
         """Learn one task, `support_x [S, ...]` with labels `[S]` from 0, or targets `[S, D]`.
+
+        Examples are those of episodes; with `prepare`, those that it takes, such as texts. Pictures may be of uint8.
 
         Raises:
             ValueError: in one line, at examples of another shape, features that are not finite, and labels out of range.
@@ -125,8 +131,8 @@ class FewShotLearner(nn.Module):
             return Predictor(self, self.condition(x[None], y[None]))
 
     def examples(self, name: str, x: np.ndarray | Tensor) -> Tensor:
-        """`x [M, ...]` as a tensor; a `ValueError` unless it is as the learner knows examples."""
-        x = _numbers(name, x)
+        """`x [M, ...]`, prepared, as a tensor; a `ValueError` unless it is as the learner knows examples."""
+        x = _numbers(name, x if self.prepare is None else self.prepare(x))
         shape = (*x.shape,)
         if not len(x) or shape[1:] != self.spec.shape:
             raise ValueError(f"{name} must have the shape (M, {', '.join(map(str, self.spec.shape))}), M > 0, got {shape}")
@@ -134,9 +140,13 @@ class FewShotLearner(nn.Module):
             if x.is_floating_point() or x.min() < 0 or x.max() >= self.spec.vocabulary:
                 raise ValueError(f"{name} must be tokens from 0 to {self.spec.vocabulary - 1}")
             return x.long().to(self.like.device)
-        x = x.to(self.like) / (255.0 if x.dtype == torch.uint8 else 1.0)
+        of_bytes = x.dtype == torch.uint8 and self.spec.pictures
+        x = x.to(self.like) / (255.0 if of_bytes else 1.0)
         if not (finite := x.flatten(1).isfinite().all(1)).all():
             raise ValueError(f"{name} must be finite, but example {int((~finite).nonzero()[0])} is not")
+        if self.spec.unit and not 0 <= x.min() <= x.max() <= 1:
+            found = f"{x.min():g} to {x.max():g}"
+            raise ValueError(f"{name} must be pictures of uint8, or numbers from 0 to 1, got numbers from {found}")
         return x
 
     def _checked_labels(self, y: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ def make_learner(name: str, spec: TaskSpec, options: Mapping[str, Any] | None = 
         ValueError: in one line, at an unknown learner or option, or tasks that it cannot learn.
     """
     check_known(f"learner {name!r}", name, LEARNERS)
+    if not isinstance(spec, TaskSpec):
+        raise ValueError(f"spec must be a TaskSpec, such as the spec of a source, got {type(spec).__name__}")
     options = checked(f"{name}: learner_kwargs.", options or {}, _makers(LEARNERS[name]), given=("self", "spec"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,6 +12,7 @@ from typing import Any
 
 from metarl.fewshot.episodes import TaskSpec
 from metarl.fewshot.gradient import GradientLearner
+from metarl.fewshot.options import fixed
 
 
 class MAML(GradientLearner):
@@ -24,28 +25,28 @@ class MAML(GradientLearner):
 class FOMAML(GradientLearner):
     """MAML without second derivatives.
 
-    Arguments as in `GradientLearner`.
+    Arguments as in `GradientLearner`; `second_order` is False.
     """
 
     def __init__(self, spec: TaskSpec, **options: Any):
-        super().__init__(spec, **{"second_order": False, **options})
+        super().__init__(spec, **fixed(options, FOMAML, second_order=False))
 
 
 class ANIL(GradientLearner):
     """MAML that adapts the last layer only.
 
-    Arguments as in `GradientLearner`.
+    Arguments as in `GradientLearner`; `head_only` is True.
     """
 
     def __init__(self, spec: TaskSpec, **options: Any):
-        super().__init__(spec, **{"head_only": True, **options})
+        super().__init__(spec, **fixed(options, ANIL, head_only=True))
 
 
 class MetaSGD(GradientLearner):
     """MAML with a learned rate for every parameter.
 
-    Arguments as in `GradientLearner`.
+    Arguments as in `GradientLearner`; `update_rule` is "meta_sgd".
     """
 
     def __init__(self, spec: TaskSpec, **options: Any):
-        super().__init__(spec, **{"update_rule": "meta_sgd", **options})
+        super().__init__(spec, **fixed(options, MetaSGD, update_rule="meta_sgd"))

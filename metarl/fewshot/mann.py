@@ -4,7 +4,7 @@ As in the paper, a sequence of examples comes in random order with each label on
 made small; a controller of 200 units has 4 heads on 128 slots of 40 numbers, and usage fades by 0.99.
 
 Departures: those of the core, where `strengths` are on and heads start `apart`; pictures pass through convolutions (the
-paper's are flattened), normalised by the statistics of the support set. See `metarl.fewshot.recurrent` too.
+paper's are flattened), normalised by those so far. See `metarl.fewshot.recurrent` too.
 
 It needs many sequences at a time, and guesses for long: points (`experiments/supervised_memory.py`) are recalled after some
 25,000 of them, glyphs after 56,000, in batches of 64 with Adam at 0.002.

@@ -7,7 +7,7 @@ takes its statistics from each task's own examples. So a task's result does not 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from metarl.batched import Params, call_batched, subset
 from metarl.fewshot.episodes import TaskSpec
 from metarl.plain import check_count
 
-Stats = tuple[tuple[Tensor, Tensor], ...]
-"""Mean and variance `[N, C]` for each normalisation layer of a network."""
+Stats = tuple[tuple[Tensor, ...], ...]
+"""Mean and variance `[N, C]`, or `Past`, for each normalisation layer of a network."""
 
 
 class BatchNorm(nn.Module):
@@ -39,13 +39,54 @@ class BatchNorm(nn.Module):
         variance = (x - mean).square().mean(axes)  # `torch.var_mean` over such axes takes ten times as long on a CPU (2.13)
         return mean.flatten(1), variance
 
-    def normalise(self, x: Tensor, stats: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        """`x [N, M, C, ...]` by these statistics; `weight` and `bias` are `[C]` or `[N, C]`."""
+    def forward(
+        self, x: Tensor, stats: tuple[Tensor, Tensor] | None, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`x [N, M, C, ...]` by these statistics, by default its own, and they. `weight` and `bias`: `[C]` or `[N, C]`."""
+        stats = self.statistics(x) if stats is None else stats
         mean, variance = stats
         scale = weight * (variance + self.eps).rsqrt()
         shift = bias - mean * scale
         shape = (len(x), 1, x.shape[2], *[1] * (x.ndim - 3))
-        return x * scale.view(shape) + shift.view(shape)  # its derivatives are faster than those of `torch.addcmul`
+        y = x * scale.view(shape) + shift.view(shape)  # its derivatives are faster than those of `torch.addcmul`
+        return y, stats
+
+
+class PastNorm(nn.Module):
+    """Batch normalisation of a sequence: over each example and those before it, so that none sees a later one."""
+
+    def __init__(self, features: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.eps = eps
+
+    def forward(self, x: Tensor, past: "Past | None", weight: Tensor, bias: Tensor) -> tuple[Tensor, "Past"]:
+        """`x [N, M, C, ...]`, and what was seen.
+
+        `past`: that of a support set, after which each of the examples comes on its own; by default they are a sequence.
+        """
+        axes = [*range(3, x.ndim)]
+        means, squares = (part.mean(axes) if axes else part for part in (x, x.square()))
+        if past is None:
+            count = torch.arange(1, x.shape[1] + 1).to(x).view(1, -1, 1)
+            means, squares = means.cumsum(1), squares.cumsum(1)
+            past = Past(count[:, -1].expand(len(x), 1), means[:, -1], squares[:, -1])
+        else:
+            count, means, squares = past.count[:, None] + 1, means + past.means[:, None], squares + past.squares[:, None]
+        means = means / count
+        scale = weight.unsqueeze(-2) * ((squares / count - means.square()).clamp(min=0.0) + self.eps).rsqrt()
+        shift = bias.unsqueeze(-2) - means * scale
+        shape = (*x.shape[:3], *[1] * len(axes))
+        return x * scale.view(shape) + shift.view(shape), past
+
+
+class Past(NamedTuple):
+    """What `PastNorm` keeps of examples, over pixels."""
+
+    count: Tensor  # of examples, [N, 1]
+    means: Tensor  # added up, [N, C]
+    squares: Tensor  # the means of squares added up, [N, C]
 
 
 class TokenMean(nn.Module):
@@ -78,7 +119,7 @@ class TaskNetwork(nn.Module):
     """Layers one after another, on `x [N, M, ...]`.
 
     Args:
-        layers: modules that work on a batch of examples, and `BatchNorm`.
+        layers: modules that work on a batch of examples, and `BatchNorm` or `PastNorm`.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -88,7 +129,7 @@ class TaskNetwork(nn.Module):
     @property
     def normalises(self) -> bool:
         """Whether it has statistics."""
-        return any(isinstance(layer, BatchNorm) for layer in self.layers)
+        return any(isinstance(layer, BatchNorm | PastNorm) for layer in self.layers)
 
     def initial_params(self) -> dict[str, Tensor]:
         """Its parameters by name, without an axis of tasks."""
@@ -111,10 +152,10 @@ class TaskNetwork(nn.Module):
         used = []
         for number, layer in list(enumerate(self.layers))[layers]:
             own = None if params is None else subset(params, f"layers.{number}")
-            if isinstance(layer, BatchNorm):
-                used.append(layer.statistics(x) if stats is None else stats[len(used)])
+            if isinstance(layer, BatchNorm | PastNorm):
                 weight, bias = (layer.weight, layer.bias) if own is None else (own["weight"], own["bias"])
-                x = layer.normalise(x, used[-1], weight, bias)
+                x, seen = layer(x, None if stats is None else stats[len(used)], weight, bias)
+                used.append(seen)
             elif own is None:
                 x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             else:
@@ -126,6 +167,8 @@ NETWORK = ("kind", "width", "hidden", "normalise", "halvings")
 """Options of `embedding`, which most learners pass on."""
 
 Kind = Literal["auto", "conv", "strided", "mlp"]
+Normalise = Literal["task", "past", "none"]
+_NORMS = {"task": [BatchNorm], "past": [PastNorm], "none": []}
 
 
 def embedding(
@@ -133,8 +176,8 @@ def embedding(
     kind: Kind = "auto",
     width: int | None = None,
     hidden: Sequence[int] | None = None,
-    normalise: bool = True,
-    halvings: int = 4,
+    normalise: Normalise | None = None,
+    halvings: int | None = None,
 ) -> tuple[TaskNetwork, int]:
     """A network from examples to features, and their number.
 
@@ -147,15 +190,22 @@ def embedding(
         width: channels of the blocks, 64 by default; features of tokens, 512 by default.
         hidden: units of the layers of an "mlp": by default (40, 40) in regression (Finn et al. 2017), none after tokens,
             otherwise (64, 64).
-        normalise: whether blocks normalise.
-        halvings: blocks that halve their pictures; those after them keep the size.
+        normalise: what blocks take statistics of: "task": a task's examples (`BatchNorm`), the default; "past": those up to
+            each one (`PastNorm`), for memories; or "none".
+        halvings: blocks that halve their pictures, 4 by default; those after them keep the size.
 
     Raises:
-        ValueError: in one line, at convolutions of what is no picture.
+        ValueError: in one line, at convolutions of what is no picture, and at arguments that the network has no use for.
     """
-    pictures = len(spec.shape) == 3 and not spec.vocabulary
     if kind == "auto":
-        kind = ("strided" if max(spec.shape[1:]) <= 32 else "conv") if pictures else "mlp"
+        kind = ("strided" if max(spec.shape[1:]) <= 32 else "conv") if spec.pictures else "mlp"
+    if kind != "mlp" and not spec.pictures:
+        raise ValueError(f"kind must be mlp for examples of shape {spec.shape}, which are no pictures, got {kind}")
+    given = {"width": width, "hidden": hidden, "normalise": normalise, "halvings": halvings}
+    useless = ("hidden",) if kind != "mlp" else ("normalise", "halvings") + ("width",) * (not spec.vocabulary)
+    for name in useless:
+        if given[name] is not None:
+            raise ValueError(f"{name} must be left out for a network of kind {kind}, which has no use for it")
     width = check_count("width", (512 if spec.vocabulary else 64) if width is None else width)
     if kind == "mlp":
         if hidden is None:
@@ -167,18 +217,15 @@ def embedding(
         for i, o in pairwise(sizes):
             layers += [nn.Linear(i, o), nn.ReLU()]
         return TaskNetwork(layers), sizes[-1]
-    if not pictures:
-        raise ValueError(f"kind must be mlp for examples of shape {spec.shape}, which are no pictures, got {kind}")
+    halvings = check_count("halvings", 4 if halvings is None else halvings, least=0)
     channels, height, across = spec.shape
-    if halvings < 0:
-        raise ValueError(f"halvings must be at least 0, got {halvings}")
     layers = []
     for block in range(4):
         if min(height, across) < 2:
             break
         halves, round_up = block < halvings, kind == "strided"
         layers.append(nn.Conv2d(channels, width, 3, stride=2 if halves and round_up else 1, padding=1))
-        layers += [BatchNorm(width)] if normalise else []
+        layers += [norm(width) for norm in _NORMS[normalise or "task"]]
         layers += [nn.ReLU(), nn.MaxPool2d(2)] if halves and not round_up else [nn.ReLU()]
         channels = width
         if halves:

@@ -7,6 +7,18 @@ from typing import Any
 from metarl.plain import check_known, convert
 
 
+def fixed(options: Mapping[str, Any], learner: type, **own: Any) -> dict[str, Any]:
+    """`options` with those that make a `learner` what its name says.
+
+    Raises:
+        ValueError: in one line, at other values of these.
+    """
+    for name, value in own.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"{name} must be {value} for {learner.__name__}, got {options[name]}")
+    return {**options, **own}
+
+
 def checked(where: str, options: Mapping[str, Any], makers: Iterable[Callable], given: Iterable[str] = ()) -> dict[str, Any]:
     """`options` as the parameters of the `makers` are annotated.
 

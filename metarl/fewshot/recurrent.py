@@ -9,8 +9,9 @@ et al. 2018). A step reads an example's features and a label, in one of two ways
 
 Every query is asked on its own, from the state after the support set. Order matters to a memory, so training shuffles.
 
-Departures: features are normalised, each example by itself (Ba et al. 2016), whatever embedding they come from; and a label
-has a further number, 1, that tells it from none, as a target in regression may be 0.
+Departures: features are normalised, each example by itself (Ba et al. 2016), whatever embedding they come from; where labels
+come late, convolutions are normalised by the pictures so far, as the statistics of all of them would tell of later ones; and
+a label has a further number, 1, that tells it from none, as a target in regression may be 0.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from torch.nn.functional import pad
 from metarl.fewshot.episodes import Episodes, TaskSpec, in_order, permutations
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import Stats, embedding
+from metarl.fewshot.options import checked
 from metarl.memory import CORES, State
 from metarl.memory.base import check_flag
 from metarl.plain import check_count, check_known
@@ -45,7 +47,8 @@ class MemoryLearner(FewShotLearner):
         size: features that the core puts out; units of its controller, where it has one.
         core_kwargs: further arguments of the core.
         late_labels: labels come one step after their examples, otherwise with them.
-        network: arguments of `metarl.fewshot.networks.embedding`.
+        network: arguments of `metarl.fewshot.networks.embedding`; with late labels, `normalise` is "past" by default, and
+            not "task".
 
     Raises:
         ValueError: in one line, at an unknown core or values out of range.
@@ -66,9 +69,14 @@ class MemoryLearner(FewShotLearner):
         check_known(f"core {core!r}", core, CORES)
         check_count("size", size)
         self.late_labels = check_flag("late_labels", late_labels)
+        if self.late_labels and spec.pictures and network.get("kind") != "mlp":
+            network.setdefault("normalise", "past")
+            if network["normalise"] == "task":
+                raise ValueError("normalise must be past or none where labels come late, as do pictures, got task")
         self.network, features = embedding(spec, **network)
         self.norm = nn.LayerNorm(features)
-        self.core = CORES[core](features + spec.outputs + 1, size, **(core_kwargs or {}))
+        core_kwargs = checked(f"{core}: core_kwargs.", core_kwargs or {}, [CORES[core]], ("input_size", "output_size"))
+        self.core = CORES[core](features + spec.outputs + 1, size, **core_kwargs)
         self.head = nn.Linear(size, spec.outputs)
 
     def condition(self, support_x: Tensor, support_y: Tensor) -> Read:
@@ -82,7 +90,7 @@ class MemoryLearner(FewShotLearner):
 
     def answer(self, kept: Read, query_x: Tensor, transductive: bool = False) -> Tensor:
         """As in the base class."""
-        x, _ = self._features(query_x, None if transductive else kept.stats)
+        x, _ = self._features(query_x, None if transductive and not self.late_labels else kept.stats)
         tasks, queries = x.shape[:2]
         state = tuple(part.repeat_interleave(queries, 0) for part in kept.state)
         y, _ = self._scan(x.flatten(0, 1)[:, None], kept.label.repeat_interleave(queries, 0), state)
@@ -92,16 +100,15 @@ class MemoryLearner(FewShotLearner):
         """The error at all steps of shuffled sequences; with labels at once, on queries after shuffled support sets."""
         if self.late_labels:
             order = permutations(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1])
-            return self.task_losses(*self.recite(episodes, order, transductive))
+            return self.task_losses(*self.recite(episodes, order))
         return super().losses(episodes.shuffled(), transductive)
 
-    def recite(self, episodes: Episodes, order: Tensor, transductive: bool = False) -> tuple[Tensor, Tensor]:
+    def recite(self, episodes: Episodes, order: Tensor) -> tuple[Tensor, Tensor]:
         """Answers at every step, and what would have been right, to all examples of episodes as one sequence each.
 
         Args:
             episodes: support sets and queries, `T = S + Q` examples in each.
             order: `[N, T]`, a permutation of the support set's examples and the queries behind them, for each episode.
-            transductive: as in `FewShotLearner.answer`; otherwise all are normalised by the support set's statistics.
 
         Returns:
             outputs `[N, T, C]` and labels `[N, T]`, or predictions and targets `[N, T, D]`.
@@ -111,11 +118,10 @@ class MemoryLearner(FewShotLearner):
         """
         if not self.late_labels:
             raise ValueError("late_labels must be true for answers at every step, got False")
-        support, stats = self._features(episodes.support_x)
-        query, _ = self._features(episodes.query_x, None if transductive else stats)
-        x = in_order(torch.cat([support, query], 1), order)
+        x = in_order(torch.cat([episodes.support_x, episodes.query_x], 1), order)
         y = in_order(torch.cat([episodes.support_y, episodes.query_y], 1), order)
-        outputs, _ = self._scan(x, self._labels(y)[:, :-1], self.core.initial_state(len(x)))
+        features, _ = self._features(x)
+        outputs, _ = self._scan(features, self._labels(y)[:, :-1], self.core.initial_state(len(x)))
         return outputs, y
 
     def _features(self, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Stats]:

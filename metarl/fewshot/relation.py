@@ -1,8 +1,8 @@
 """Relation Networks (Sung et al. 2018, "Learning to compare: relation network for few-shot learning").
 
-A class is the sum of its support examples' feature maps; a second network compares a query's maps with it, the two
-concatenated, and gives their relation score in [0, 1] (eq. 1), a sigmoid. Scores are trained by squared error towards 1 for
-the query's class and 0 for the others (eq. 2).
+A class is the sum of its support examples' feature maps (section 3.2); a second network compares a query's maps with it,
+the two concatenated, and gives their relation score in [0, 1] (eq. 1), a sigmoid. Scores are trained by squared error
+towards 1 for the query's class and 0 for the others (eq. 2).
 
 The relation module is the paper's: two blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 pooling, then fully
 connected layers with 8 units and 1. Convolving concatenated maps is the sum of convolving each, so the first convolution
@@ -11,9 +11,11 @@ runs once for each query and each class, not for each pair of them.
 As in the paper, only the first two of the four blocks before it halve the maps: on small pictures, maps of 2 x 2 would leave
 little to compare.
 
-Departures: maps that are smaller than 2 x 2 are not pooled further; without maps, linear layers take the place of
-convolutions, as in the paper's zero-shot module; batch normalisation takes each task's own statistics, see
-`metarl.fewshot.networks`: those of the relation module are of the support examples paired with all classes.
+Departures: where a class has more examples than in training, or fewer, it is their mean times the number in training, as
+sums of other sizes are like nothing that the relation module has learned from; maps that are smaller than 2 x 2 are not
+pooled further; without maps, linear layers take the place of convolutions, as in the paper's zero-shot module; batch
+normalisation takes each task's own statistics, see `metarl.fewshot.networks`: those of the relation module are of the
+support examples paired with all classes.
 """
 
 import math
@@ -43,7 +45,7 @@ class RelationNetwork(FewShotLearner):
 
     def __init__(self, spec: TaskSpec, **network: Any):
         super().__init__(spec)
-        self.network, features = embedding(spec, **{"halvings": 2, **network})
+        self.network, features = embedding(spec, **({"halvings": 2} if spec.pictures else {}) | network)
         *layers, last = self.network.layers
         if isinstance(last, nn.Flatten):  # pictures
             self.network = TaskNetwork(layers)
@@ -69,7 +71,7 @@ class RelationNetwork(FewShotLearner):
     def condition(self, support_x: Tensor, support_y: Tensor) -> tuple[Tensor, Stats, Stats]:
         """The classes' half of the first layer `[N, C, ...]`, and what the support set and its pairs were normalised by."""
         maps, stats = self.network(support_x)
-        sums = (self.one_hot(support_y).mT @ maps.flatten(2)).unflatten(2, maps.shape[2:])
+        sums = self.spec.shots * self.class_means(maps.flatten(2), support_y).unflatten(2, maps.shape[2:])
         classes, _ = self.of_class(sums)
         _, pair_stats = self.relation(self._pairs(maps, classes))
         return classes, stats, pair_stats

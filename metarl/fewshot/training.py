@@ -1,7 +1,6 @@
 """Meta-training of few-shot learners: one episodic loop for all of them (Vinyals et al. 2016, section 4.1)."""
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from metarl.checkpoint import CheckpointError
 from metarl.fewshot.episodes import Episodes, EpisodeSource
 from metarl.fewshot.learner import FewShotLearner
 from metarl.outer_loop import OuterLoop
+from metarl.plain import configured
 from metarl.schedules import geometric, set_learning_rate
 from metarl.seeding import spawn
 
@@ -83,7 +83,7 @@ class FewShotTraining(OuterLoop):
     ):
         super().__init__(tensorboard_log, verbose)
         self.learner, self.source, self.workers, self.seed = learner, source, workers, seed
-        self.config = dataclasses.replace(config or FewShotTrainingConfig(), **hyperparameters)
+        self.config = configured(FewShotTrainingConfig, config, hyperparameters)
         if not learner.trained:
             raise ValueError(f"learner must be one that is trained over tasks, but {type(learner).__name__} is not")
         learner.check_fits(source.spec, training=True)

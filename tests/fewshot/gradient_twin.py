@@ -11,7 +11,7 @@ from metarl.fewshot.networks import BatchNorm
 NETWORKS = {
     "mlp": (VECTORS, dict(hidden=(6, 5))),
     "regression": (NUMBERS, dict(hidden=(6,))),
-    "convolutions": (PICTURES, dict(kind="conv", width=3, normalise=False)),
+    "convolutions": (PICTURES, dict(kind="conv", width=3, normalise="none")),
     "normalised": (PICTURES, dict(kind="conv", width=3)),
     "strided": (PICTURES, dict(kind="strided", width=3)),
 }

@@ -12,8 +12,8 @@ from metarl.fewshot.episodes import Episodes, TaskSpec
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.networks import TaskNetwork
 
-PICTURES = TaskSpec(shape=(1, 12, 12), outputs=3)
-VECTORS = TaskSpec(shape=(4,), outputs=3)
+PICTURES = TaskSpec(shape=(1, 12, 12), outputs=3, shots=2)
+VECTORS = TaskSpec(shape=(4,), outputs=3, shots=2)
 NUMBERS = TaskSpec(shape=(1,), outputs=2, classification=False)
 
 

@@ -72,7 +72,7 @@ def test_as_many_examples_as_needed_are_enough():
 
 
 def test_spec():
-    assert SOURCE.spec == TaskSpec(shape=(2,), outputs=3, classification=True, train_classes=6)
+    assert SOURCE.spec == TaskSpec(shape=(2,), outputs=3, classification=True, train_classes=6, shots=2)
     tokens = Classes.from_labels(np.zeros((40, 9), np.int64), [0, 1] * 20)
     source = NWayKShot("tokens", {"test": tokens}, ways=2, vocabulary=30)
     assert source.spec == TaskSpec(shape=(9,), outputs=2, train_classes=0, vocabulary=30)
@@ -256,8 +256,18 @@ def test_only_the_split_that_is_drawn_from_has_to_suffice():
         (lambda: NWayKShot("n", {"train": few(5)}, ways=2, queries=0), "queries must be an integer of at least 1, got 0"),
         (
             lambda: NWayKShot("n", {"train": numbered(), "test": few(5)}, ways=3, queries=3).check("test"),
-            "the test split of n must have at least ways = 3 classes, got 2: ask for fewer ways, or, where classes are "
-            r"split at random, for other shares, such as dataset_kwargs \{shares: \[0.6, 0, 0.4\]\}",
+            "the test split of n must have at least ways = 3 classes, got 2: ask for fewer ways, or, where the data "
+            r"set takes shares, for others, such as dataset_kwargs \{shares: \[0.6, 0, 0.4\]\}",
+        ),
+        (
+            lambda: Classes(np.zeros((4, 1)), (np.array([0, 1, 1]), np.array([2])), ("a", "b")),
+            "members of class 'a' must be different examples, got one of them twice",
+        ),
+        (
+            lambda: NWayKShot(
+                "n", {"train": Classes(np.zeros((4, 1)), (np.arange(3), np.arange(2, 4)), ("a", "b"))}, ways=2
+            ),
+            "classes of train of n must be disjoint, but 'a' and 'b' share example 2",
         ),
         (
             lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=2, queries=4).episodes("train", [0]),

@@ -28,7 +28,7 @@ def test_many_at_once_are_what_they_are_one_by_one(family, split):
 
 @every_family
 def test_shapes(family):
-    assert family.spec == TaskSpec(shape=(1,), outputs=1, classification=False)
+    assert family.spec == TaskSpec(shape=(1,), outputs=1, classification=False, shots=family.shots)
     episodes = type(family)(shots=3, queries=4).episodes("train", range(2))
     assert [tuple(part.shape) for part in episodes] == [(2, 3, 1), (2, 3, 1), (2, 4, 1), (2, 4, 1), (2, 0)]
     assert [part.dtype for part in episodes] == [torch.float32] * 4 + [torch.int64]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.datasets import DATASETS, describe, describe_options, fingerprint, make_source
 
 
@@ -85,6 +86,23 @@ def test_a_fingerprint_is_of_what_was_read(table, texts, folder):
     first = of(str(folder), folder)
     (folder / "b" / "0.png").rename(folder / "b" / "9.png")
     assert of(str(folder), folder) != first
+    for name, size in (("0.bmp", 4), ("1.bmp", 4), ("2.bmp", 300)):  # the last is longer than what is read of it
+        Image.new("L", (size, size)).save(folder / "a" / name)
+    first = of(str(folder), folder)
+    Image.new("L", (4, 4), 1).save(folder / "a" / "1.bmp")  # of the same size in bytes
+    assert of(str(folder), folder) != first
+
+
+def test_a_fingerprint_is_of_arrays_and_of_who_owns_what():
+    x = np.arange(12.0).reshape(6, 2)
+
+    def of(x, members):
+        return fingerprint(NWayKShot("n", {"train": Classes(x, members, ("a", "b"))}, ways=2, shots=1, queries=1))
+
+    members = (np.array([0, 1, 2]), np.array([3, 4, 5]))
+    assert of(x, members) == of(x.copy(), members)
+    assert of(x[::-1], members) != of(x, members)
+    assert of(x, (np.array([0, 1, 3]), np.array([2, 4, 5]))) != of(x, members)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +182,7 @@ def test_texts(texts):
         ("glyphs", {"fonts": "all"}, "glyphs: dataset_kwargs.fonts must be one of bundled, noto, got 'all'"),
         ("PATH", {"grayscale": 3}, "empty: dataset_kwargs.grayscale must be true or false, got 3"),
         ("PATH", {}, "path must hold a folder for each class, got PATH without any"),
-        ("texts", {"path": "PATH/no.csv"}, "[Errno 2] No such file or directory: 'PATH/no.csv'"),
+        ("texts", {"path": "PATH/no.csv"}, "path must be a CSV file, got PATH/no.csv, which does not exist"),
         ("fortunes", {"path": "PATH/no"}, "there are no fortunes in PATH/no: get them by `apt-get install fortunes`"),
         ("fortunes", {"texts": ["a"]}, "fortunes: dataset_kwargs.texts is unknown"),
     ],
@@ -183,13 +201,13 @@ def test_wrong_in_one_line(name, options, message, tmp_path):
     ("content", "message"),
     [
         ("a,b\n1,2\n", "label must be a column of PATH (it has a, b), got 'label'"),
-        ("a,label\nnan,x\n", "PATH: row 2, column a must be a finite number, got 'nan'"),
+        ("a,label\nnan,x\n", "PATH: row 2 (label 'x'), column a must be a finite number, got 'nan'"),
         ("a,label\n1,x\n2,\n", "PATH: row 3, column label must name a class, got ''"),
         ("a,label\n1,x\n", "classes must be enough for a train split with shares (0.1, 0.5, 0.4), got 1"),
         (
             "a,label\nhello there,x\n",
-            "PATH: row 2, column a must be a finite number, got 'hello there' (texts are read by --dataset texts "
-            "--dataset-kwargs '{path: PATH}')",
+            "PATH: row 2 (label 'x'), column a must be a finite number, got 'hello there' (texts are read by "
+            "--dataset texts --dataset-kwargs '{path: PATH}')",
         ),
     ],
 )

@@ -94,6 +94,19 @@ def test_accuracies_by_hand():
     np.testing.assert_array_equal(other.scores, np.ones(25))
 
 
+def test_episodes_of_training_classes_are_not_distorted():
+    def distorted(x, rng):
+        raise AssertionError
+
+    plain = shapes()
+    x = plain.data["test"]
+    source = NWayKShot("shapes", {"train": x}, ways=3, shots=2, queries=4, augment=distorted)
+    scores = evaluate_learner(NearestNeighbour(source.spec), source, split="train", num_episodes=5)
+    assert scores.mean.value == 1.0
+    with pytest.raises(AssertionError):
+        source.episodes("train", [0])
+
+
 def test_by_instance_where_labels_come_late():
     source = shapes()
     torch.manual_seed(0)

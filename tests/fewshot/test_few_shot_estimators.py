@@ -23,7 +23,7 @@ CURVES = TaskSpec(shape=(1,), outputs=1, classification=False)
 
 
 def learner(name="protonet", spec=ROWS):
-    small = {"hidden": [8], "width": 4} if name != "nearest_neighbour" else {}
+    small = {"width": 4} if spec.pictures else {"hidden": [8]} if name != "nearest_neighbour" else {}
     return make_learner(name, spec, small)
 
 
@@ -124,11 +124,11 @@ def test_what_was_fitted_can_be_pickled():
     ("name", "change", "message"),
     [
         ("maml", lambda x, y: (x, np.arange(24) % 6), "y must have at most 5 classes, as the learner was made for, got 6"),
-        ("protonet", lambda x, y: (x[:, :3], y), "support_x must have the shape (M, 4), M > 0, got (24, 3)"),
-        ("protonet", lambda x, y: (x[:0], y[:0]), "support_x must have the shape (M, 4), M > 0, got (0, 4)"),
-        ("protonet", lambda x, y: (x, y[:5]), "support_y must be as many as support_x (24), got 5"),
-        ("protonet", lambda x, y: (np.where(x == x[7, 1], np.nan, x), y), "support_x must be finite, but example 7 is not"),
-        ("protonet", lambda x, y: (x.astype(str), y), "support_x must be numbers, got <U"),
+        ("protonet", lambda x, y: (x[:, :3], y), "X must have the shape (M, 4), M > 0, got (24, 3)"),
+        ("protonet", lambda x, y: (x[:0], y[:0]), "X must have the shape (M, 4), M > 0, got (0, 4)"),
+        ("protonet", lambda x, y: (x, y[:5]), "y must be as many as X (24), got 5"),
+        ("protonet", lambda x, y: (np.where(x == x[7, 1], np.nan, x), y), "X must be finite, but example 7 is not"),
+        ("protonet", lambda x, y: (x.astype(str), y), "X must be numbers, got <U"),
         ("protonet", lambda x, y: (x, x), "Unknown label type"),
         ("protonet", lambda x, y: (x, x[:, 0]), "Unknown label type"),
     ],
@@ -153,7 +153,7 @@ def test_a_learner_is_no_name():
 
 def test_a_target_that_is_no_number_is_named():
     x = np.linspace(-1, 1, 6)[:, None]
-    with pytest.raises(ValueError, match=r"^support_y must be finite, but that of example 4 is not$"):
+    with pytest.raises(ValueError, match=r"^y must be finite, but that of example 4 is not$"):
         FewShotRegressor(learner("maml", CURVES)).fit(x, np.where(np.arange(6) == 4, np.nan, 1.0))
 
 

@@ -177,3 +177,26 @@ def test_bad_queries():
 def test_other_kinds_of_tasks():
     with pytest.raises(ValueError, match=r"^PrototypicalNetwork is for classification only, but the tasks are regression$"):
         PrototypicalNetwork(NUMBERS)
+
+
+# -- a person's own examples -------------------------------------------------------------------------------------
+
+
+def test_examples_are_prepared_as_those_of_the_episodes_were():
+    learner = make(PrototypicalNetwork, VECTORS)
+    x, y = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), np.arange(6) % 3
+    expected = learner.adapt(x, y)(x)
+    learner.prepare = lambda raw: (raw - 7.0) / 1000.0
+    torch.testing.assert_close(learner.adapt(7.0 + 1000.0 * x, y)(7.0 + 1000.0 * x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pictures_that_go_to_255_without_being_bytes_are_told():
+    learner = make(PrototypicalNetwork, TaskSpec(shape=(1, 12, 12), outputs=2, unit=True), width=4)
+    x = np.random.default_rng(0).integers(0, 256, (2, 1, 12, 12), dtype=np.uint8)
+    predictor = learner.adapt(x, [0, 1])
+    torch.testing.assert_close(predictor(x), predictor(x / 255.0))
+    message = "must be pictures of uint8, or numbers from 0 to 1, got numbers from "
+    with pytest.raises(ValueError, match=f"^query_x {message}"):
+        predictor(x.astype(np.float32))
+    with pytest.raises(ValueError, match=f"^support_x {message}"):
+        learner.adapt(x.astype(np.int64), [0, 1])

@@ -43,7 +43,8 @@ def vectors():
 
 def training(name="protonet", kind="classification", learner_seed=0, data=None, **options):
     data = data or source(kind)
-    learner = make_learner(name, data.spec, {**SMALL.get(name, {}), "width": 4, "hidden": [6]}, learner_seed)
+    network = {"width": 4} if data.spec.pictures else {"hidden": [6]}
+    learner = make_learner(name, data.spec, {**SMALL.get(name, {}), **network}, learner_seed)
     return FewShotTraining(learner, data, **{"batch": 2, **options})
 
 

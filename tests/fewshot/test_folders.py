@@ -219,8 +219,9 @@ def test_mini_imagenet(mini_imagenet):
 
 def test_mini_imagenet_in_one_line(mini_imagenet):
     (mini_imagenet / "images" / "d0.jpg").unlink()
-    with pytest.raises(ValueError, match=r"d0\.jpg must be a readable picture, got FileNotFoundError"):
+    with pytest.raises(ValueError, match=r"^class 'd' must have its 2 pictures of test.csv, got 1: .*d0\.jpg is missing$"):
         load_mini_imagenet(mini_imagenet)
+    (mini_imagenet / "images" / "d0.jpg").write_bytes((mini_imagenet / "images" / "e0.jpg").read_bytes())
     (mini_imagenet / "val.csv").write_text("file,label\n")
     with raises(f"{mini_imagenet / 'val.csv'} must have columns filename and label, got file, label"):
         load_mini_imagenet(mini_imagenet)

@@ -140,7 +140,7 @@ def test_episodes(data):
 def test_bad_arguments(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"^fonts 'notto' is unknown .did you mean noto.*$"):
         load_glyphs("notto")
-    with pytest.raises(ValueError, match=r"^examples must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^examples must be an integer of at least 1, got 0$"):
         load_glyphs(examples=0)
     monkeypatch.setattr(glyphs, "_NOTO", tmp_path)
     with pytest.raises(FileNotFoundError, match=f"^no font files Noto.* in {tmp_path}: apt-get install fonts-noto-core$"):

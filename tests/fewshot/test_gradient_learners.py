@@ -127,3 +127,16 @@ def test_they_learn_to_classify(kind, iterations, options):
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         GradientLearner(VECTORS, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (FOMAML, {"second_order": True}, "second_order must be False for FOMAML, got True"),
+        (ANIL, {"head_only": False}, "head_only must be True for ANIL, got False"),
+        (MetaSGD, {"update_rule": "sgd"}, "update_rule must be meta_sgd for MetaSGD, got sgd"),
+    ],
+)
+def test_a_name_says_what_is_done(kind, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kind(VECTORS, **options)

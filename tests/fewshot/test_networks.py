@@ -7,7 +7,7 @@ from torch.nn.functional import batch_norm
 
 from metarl.batched import for_tasks, of_task
 from metarl.fewshot.episodes import TaskSpec
-from metarl.fewshot.networks import BatchNorm, TokenMean, embedding
+from metarl.fewshot.networks import BatchNorm, PastNorm, TokenMean, embedding
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -63,7 +63,7 @@ def test_batch_norm_against_pytorch(shape, per_task):
         weight, bias = (torch.randn(N, 3, requires_grad=True) for _ in range(2))
     stats = layer.statistics(x)
     assert [part.shape for part in stats] == [(N, 3)] * 2
-    ours = layer.normalise(x, stats, weight, bias)
+    ours, _ = layer(x, None, weight, bias)
     parts = [(weight[n], bias[n]) if per_task else (weight, bias) for n in range(N)]
     theirs = torch.stack([batch_norm(x[n], None, None, *parts[n], training=True, eps=1e-5) for n in range(N)])
     torch.testing.assert_close(ours, theirs)
@@ -79,7 +79,7 @@ def test_batch_norm_against_finite_differences():
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in [(2, 3, 2, 2, 1), (2, 2), (2, 2)])
 
     def call(x, weight, bias):
-        return layer.normalise(x, layer.statistics(x), weight, bias)
+        return layer(x, None, weight, bias)[0]
 
     assert torch.autograd.gradcheck(call, (x, weight, bias))
     assert torch.autograd.gradgradcheck(call, (x, weight, bias))
@@ -92,8 +92,26 @@ def test_batch_norm_by_hand():
     mean, variance = layer.statistics(x)
     assert mean.tolist() == [[2, 7]]
     assert variance.tolist() == [[4, 0]]
-    out = layer.normalise(x, (mean, variance), torch.tensor([3.0, 3.0]), torch.tensor([1.0, -1.0]))
+    out, _ = layer(x, (mean, variance), torch.tensor([3.0, 3.0]), torch.tensor([1.0, -1.0]))
     torch.testing.assert_close(out, torch.tensor([[[-2.0, -1.0], [4.0, -1.0]]]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("per_task", [False, True])
+@pytest.mark.parametrize("shape", [(), (4, 5)])
+def test_past_norm_is_batch_norm_of_all_examples_so_far(shape, per_task):
+    torch.manual_seed(0)
+    layer, reference, x = PastNorm(3), norm(), 3.0 + 2.0 * torch.randn(N, M, 3, *shape)
+    parameters = [torch.randn(*[N] * per_task, 3) for _ in range(2)]
+    y, past = layer(x, None, *parameters)
+    for m in range(M):
+        theirs, _ = reference(x[:, : m + 1], None, *parameters)
+        torch.testing.assert_close(y[:, m], theirs[:, m])
+    queries = torch.randn(N, 2, 3, *shape)
+    answers, again = layer(queries, past, *parameters)
+    for q in range(2):
+        theirs, _ = reference(torch.cat([x, queries[:, q : q + 1]], 1), None, *parameters)
+        torch.testing.assert_close(answers[:, q], theirs[:, -1])
+    assert all(torch.equal(one, other) for one, other in zip(past, again, strict=True))
 
 
 # -- networks ----------------------------------------------------------------------------------------------------
@@ -192,7 +210,11 @@ def test_features(spec, options, features):
         (VECTORS, dict(kind="conv"), r"kind must be mlp for examples of shape \(5,\), which are no pictures, got conv"),
         (TEXTS, dict(kind="strided"), r"kind must be mlp for examples of shape \(6,\), which are no pictures, got strided"),
         (SMALL, dict(width=0), "width must be an integer of at least 1, got 0"),
-        (SMALL, dict(halvings=-1), "halvings must be at least 0, got -1"),
+        (SMALL, dict(halvings=-1), "halvings must be an integer of at least 0, got -1"),
+        (SMALL, dict(hidden=(7,)), "hidden must be left out for a network of kind strided, which has no use for it"),
+        (VECTORS, dict(width=7), "width must be left out for a network of kind mlp, which has no use for it"),
+        (TEXTS, dict(halvings=1), "halvings must be left out for a network of kind mlp, which has no use for it"),
+        (VECTORS, dict(normalise="none"), "normalise must be left out for a network of kind mlp, which has no use for it"),
         (VECTORS, dict(hidden=()), r"hidden must be sizes of at least 1, got \(\)"),
         (VECTORS, dict(hidden=(4, 0)), r"hidden must be sizes of at least 1, got \(4, 0\)"),
     ],

@@ -110,14 +110,18 @@ def test_a_label_reaches_only_later_steps(kind, spec):
     assert y.shape[:2] == order.shape
 
 
-def test_mann_sees_no_later_picture():
-    learner, data = make("mann", PICTURES), episodes(PICTURES)
-    order = torch.arange(SHOTS + QUERIES).expand(TASKS, -1)
-    other = episodes(PICTURES, seed=2)
+@pytest.mark.parametrize("kind", ["mann", "lstm", "ntm"])
+def test_no_later_picture_reaches_an_answer(kind):
+    learner, data, other = make(kind, PICTURES), episodes(PICTURES), episodes(PICTURES, seed=2)
+    order = torch.rand(TASKS, SHOTS + QUERIES, generator=torch.Generator().manual_seed(0)).argsort(1)
     before, _ = learner.recite(data, order)
-    after, _ = learner.recite(data._replace(query_x=other.query_x), order)
-    assert torch.equal(before[:, :SHOTS], after[:, :SHOTS])
-    assert (before[:, SHOTS:] != after[:, SHOTS:]).any()
+    for at in range(SHOTS + QUERIES):
+        both = [torch.cat([one.support_x, one.query_x], 1) for one in (data, other)]
+        later = (order.argsort(1) > at)[..., None, None, None]  # of each example, whether it comes after step `at`
+        x = torch.where(later, both[1], both[0])
+        after, _ = learner.recite(data._replace(support_x=x[:, :SHOTS], query_x=x[:, SHOTS:]), order)
+        torch.testing.assert_close(after[:, : at + 1], before[:, : at + 1])
+        assert (after[:, at + 1 :] != before[:, at + 1 :]).any(-1).all()
 
 
 def test_reciting_asks_what_a_query_asks():

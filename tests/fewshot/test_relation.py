@@ -20,8 +20,8 @@ from metarl.fewshot.episodes import TaskSpec
 from metarl.fewshot.networks import BatchNorm
 from metarl.fewshot.relation import RelationNetwork
 
-OMNIGLOT = TaskSpec(shape=(1, 28, 28), outputs=3)
-WIDE = TaskSpec(shape=(2, 70, 40), outputs=3)
+OMNIGLOT = TaskSpec(shape=(1, 28, 28), outputs=3, shots=2)
+WIDE = TaskSpec(shape=(2, 70, 40), outputs=3, shots=2)
 SPECS = {"pictures": PICTURES, "vectors": VECTORS}
 
 
@@ -93,7 +93,7 @@ def test_tasks_queries_and_orders(spec):
 
 @pytest.mark.usefixtures("double")
 def test_without_normalisation():
-    learner = make(PICTURES, normalise=False)
+    learner = make(PICTURES, normalise="none")
     assert not learner.relation.normalises
     check_queries(learner, normalises=False)
 
@@ -106,3 +106,13 @@ def test_it_learns():
 def test_regression_is_refused():
     with pytest.raises(ValueError, match=r"^RelationNetwork is for classification only, but the tasks are regression$"):
         RelationNetwork(NUMBERS)
+
+
+def test_a_class_with_other_numbers_of_examples_is_like_those_of_training():
+    """Each example twice, or four times, is the same class."""
+    learner, data = make(PICTURES, normalise="none"), episodes(PICTURES)
+    twice = learner(data.support_x.repeat(1, 2, 1, 1, 1), data.support_y.repeat(1, 2), data.query_x)
+    torch.testing.assert_close(twice, learner(*data[:3]))
+    first = data.support_y == 0  # of one class only
+    x, y = (torch.cat([part, part[first].unflatten(0, (len(part), -1))], 1) for part in (data.support_x, data.support_y))
+    torch.testing.assert_close(learner(x, y, data.query_x), learner(*data[:3]))

@@ -65,10 +65,10 @@ def test_quotes_spaces_and_byte_order_mark(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("label,a,b\nx,1,2\nx,1,red\n", "PATH: row 3, column b must be a finite number, got 'red'HINT"),
-        ("label,a,b\nx,1,nan\n", "PATH: row 2, column b must be a finite number, got 'nan'HINT"),
-        ("label,a,b\nx,,1\n", "PATH: row 2, column a must be a finite number, got ''HINT"),
-        ("label,a,b\nx,inf,1\n", "PATH: row 2, column a must be a finite number, got 'inf'HINT"),
+        ("label,a,b\nx,1,2\nx,1,red\n", "PATH: row 3 (label 'x'), column b must be a finite number, got 'red'HINT"),
+        ("label,a,b\nx,1,nan\n", "PATH: row 2 (label 'x'), column b must be a finite number, got 'nan'HINT"),
+        ("label,a,b\nx,,1\n", "PATH: row 2 (label 'x'), column a must be a finite number, got ''HINT"),
+        ("label,a,b\nx,inf,1\n", "PATH: row 2 (label 'x'), column a must be a finite number, got 'inf'HINT"),
         ("label,a,b\n\n ,1,1\n", "PATH: row 3, column label must name a class, got ' '"),
         ("label,a,b\nx,1\n", "PATH: row 2 must have 3 cells, got 2"),
         ("class,a,b\nx,1,1\n", "label must be a column of PATH (it has class, a, b), got 'label'"),

@@ -5,11 +5,14 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.datasets.curves import DampedOscillators, GaussianProcessCurves, Sinusoids
@@ -113,21 +116,34 @@ def _check_layout(path: Path) -> None:
 
 
 def fingerprint(source: NWayKShot, path: str | None = None) -> str:
-    """SHA-256 of what was read: splits, classes, numbers of examples; then tokens, the file `path`, or pictures.
+    """SHA-256 of what was read: splits, classes, which examples are theirs; then the examples, and the file `path`.
 
-    Of pictures, it is their files' names and sizes.
+    Of pictures in files, names, sizes, and the first and last 32 KiB.
     """
     digest = hashlib.sha256()
     for split, classes in source.data.items():
-        digest.update(json.dumps([split, classes.names, [*map(len, classes.members)]]).encode())
+        digest.update(json.dumps([split, classes.names, [part.tolist() for part in classes.members]]).encode())
     for x in {id(classes.x): classes.x for classes in source.data.values()}.values():
         if isinstance(x, Images):
-            digest.update(json.dumps([[file.name, file.stat().st_size] for file in x.paths]).encode())
-        elif source.vocabulary:
-            digest.update(x.tobytes())
+            for file in x.paths:
+                digest.update(_ends(file))
+        else:
+            digest.update(np.ascontiguousarray(x[:]))
     if path is not None and Path(path).is_file():
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
+
+
+def _ends(file: Path) -> bytes:
+    """A file's name, size, and its first and last bytes."""
+    with open(file, "rb") as opened:
+        start = opened.read(_END)
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - _END, len(start)))
+        return json.dumps([file.name, size]).encode() + start + opened.read()
+
+
+_END = 2**15
 
 
 def describe() -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ class Curves(EpisodeSource):
     @property
     def spec(self) -> TaskSpec:
         """A number to a number."""
-        return TaskSpec(shape=(1,), outputs=1, classification=False)
+        return TaskSpec(shape=(1,), outputs=1, classification=False, shots=self.shots)
 
     def curve(self, x: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
         """`y [N, M]` of `N` curves at `x [N, M]`; `drawn`: their parameters `[N, 1]`, in the order of `ranges`."""

@@ -3,6 +3,7 @@
 import numpy as np
 
 from metarl.fewshot.classes import Classes
+from metarl.plain import check_count
 
 
 def load_digits(rotations: bool = False, seed: int = 0) -> dict[str, Classes]:
@@ -23,6 +24,7 @@ def load_digits(rotations: bool = False, seed: int = 0) -> dict[str, Classes]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"the digits need {error.name}: pip install 'metarl-toolkit[fewshot]'") from error
 
+    check_count("seed", seed, least=0)
     digits = datasets.load_digits()
     x = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(seed).permutation(10)

@@ -206,6 +206,12 @@ def load_mini_imagenet(path: str | Path, size: int | tuple[int, int] = 84) -> di
             files = parts[_SPLITS[name]] = {}
             for row in rows:
                 files.setdefault(row["label"], []).append(Path(path, "images", row["filename"]))
+        for label, named in files.items():
+            if missing := [file for file in named if not file.is_file()]:
+                raise ValueError(
+                    f"class {label!r} must have its {len(named)} pictures of {table.name}, got "
+                    f"{len(named) - len(missing)}: {missing[0]} is missing"
+                )
     _check_disjoint(parts)
     return {split: _classes(dict(sorted(files.items())), size, grayscale=False) for split, files in parts.items()}
 

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 
 from metarl.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from metarl.fewshot.classes import Classes
-from metarl.plain import check_known
+from metarl.plain import check_count, check_known
 
-_VERSION = 1  # of what this file draws: caches of another are not read
+_VERSION = 2  # of what this file draws: caches of another are not read
 _NOTO = Path("/usr/share/fonts/truetype/noto")
 _SIDE, _INK = 56, 40  # pixels of a clean drawing and of its ink's longer side; pictures have half of them
 _ALIKE = 0.9
@@ -57,8 +57,8 @@ def load_glyphs(
         FileNotFoundError: where the fonts are not installed.
     """
     check_known(f"fonts {fonts!r}", fonts, ("bundled", "noto"))
-    if examples < 1:
-        raise ValueError(f"examples must be at least 1, got {examples}")
+    check_count("examples", examples)
+    check_count("seed", seed, least=0)
     paths = _font_files(fonts)
     versions = [_VERSION, unicodedata.unidata_version, *map(importlib.metadata.version, ("pillow", "fonttools"))]
     key = json.dumps([versions, examples, seed, [(path.name, path.stat().st_size) for path in paths]])
@@ -152,10 +152,11 @@ def _clean_drawings(paths: list[Path]) -> dict[str, list[np.ndarray]]:
 def _distinct(drawings: dict[str, list[np.ndarray]]) -> list[str]:
     """Letters, without those that look like one before: cosine of their plainest pictures, blurred and centred, above 0.9.
 
-    So a letter that several scripts share is one class, and so are capital and small letters that differ in size alone.
+    So a letter that several scripts share is one class, and so are capital and small letters that differ in size alone. In
+    float64, as distortions are: in float32, processors differ in a few roundings, and with them pictures by a grey level.
     """
     x = torch.from_numpy(np.stack([drawn[0] for drawn in drawings.values()]))
-    x = F.avg_pool2d(F.avg_pool2d(x[:, None].float(), 2), 3, stride=1, padding=1).flatten(1)
+    x = F.avg_pool2d(F.avg_pool2d(x[:, None].double(), 2), 3, stride=1, padding=1).flatten(1)
     x = F.normalize(x - x.mean(1, keepdim=True), dim=1)
     kept: set[int] = set()
     alike = (row.nonzero()[:, 0].tolist() for part in x.split(1024) for row in part @ x.T > _ALIKE)
@@ -193,12 +194,12 @@ def _distort(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(count, 2, 2)
     form = np.exp(0.1 + uniform(0.1, 1, 1) + uniform(0.15, 1, 2)) * np.eye(2)  # above 1 is smaller: it maps output to input
     form[:, 0, 1] = uniform(0.25)
-    affine = np.concatenate([turn @ form, uniform(0.1, 2, 1)], -1).astype(np.float32)
-    bend = rng.normal(0.0, 0.05, (count, 2, 5, 5)).astype(np.float32)
-    pen = torch.from_numpy(uniform(1.0, 1, 1, 1).astype(np.float32))
+    affine = np.concatenate([turn @ form, uniform(0.1, 2, 1)], -1)
+    bend = rng.normal(0.0, 0.05, (count, 2, 5, 5))
+    pen = torch.from_numpy(uniform(1.0, 1, 1, 1))
     grid = F.affine_grid(torch.from_numpy(affine), [count, 1, _SIDE, _SIDE], align_corners=False)
     grid = grid + F.interpolate(torch.from_numpy(bend), [_SIDE, _SIDE], mode="bicubic", align_corners=True).movedim(1, -1)
-    y = F.grid_sample(torch.from_numpy(x[:, None]).float(), grid, align_corners=False)
+    y = F.grid_sample(torch.from_numpy(x[:, None]).double(), grid, align_corners=False)
     thick, thin = F.max_pool2d(y, 3, 1, 1), -F.max_pool2d(-y, 3, 1, 1)
     y = torch.where(pen > 0, y.lerp(thick, 0.8 * pen), y.lerp(thin, -0.6 * pen))
     y = F.avg_pool2d(y, 2)[:, 0]

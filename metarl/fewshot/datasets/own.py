@@ -1,4 +1,4 @@
-"""A person's own examples, brought to the form that a learner knows: pictures in folders, rows and texts in CSV files."""
+"""A person's own examples, as `FewShotLearner.prepare` takes them: pictures in folders, rows and texts in CSV files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from metarl.fewshot.episodes import EpisodeSource
 
 def read_support(
     path: str | Path, source: EpisodeSource, label: str = "label", text: str = "text", invert: bool = False
-) -> tuple[np.ndarray, list[str]]:
-    """Examples `[S, ...]` and a label for each, to adapt a learner to that was trained on `source`.
+) -> tuple[np.ndarray | list[str], list[str]]:
+    """Examples `[S, ...]`, or texts, and a label for each, to adapt a learner to that was trained on `source`.
 
     Args:
         path: a folder with a folder of pictures for each class; otherwise a CSV file with a column of labels, which in
@@ -33,15 +33,14 @@ def read_support(
         labels = [name for name, paths in files.items() for _ in paths]
         return _pictures([file for paths in files.values() for file in paths], source, invert), labels
     if source.spec.vocabulary:
-        texts, labels = load_texts(path, text, label)
-        return source.encode(texts), labels
+        return load_texts(path, text, label)
     return _rows(path, source, label)
 
 
 def read_queries(
     path: str | Path, source: EpisodeSource, label: str = "label", text: str = "text", invert: bool = False
-) -> tuple[np.ndarray, list[str]]:
-    """Examples `[Q, ...]` without labels, and what to call each: files of a folder, or the numbers of rows, from 1.
+) -> tuple[np.ndarray | list[str], list[str]]:
+    """Examples `[Q, ...]`, or texts, without labels, and what to call each: files of a folder, or rows from 1.
 
     Arguments and errors as in `read_support`; a column `label` is passed over.
     """
@@ -53,7 +52,7 @@ def read_queries(
         return _pictures(files, source, invert), [file.name for file in files]
     if source.spec.vocabulary:
         texts = read_texts(path, text)
-        return source.encode(texts), [str(number) for number in range(1, len(texts) + 1)]
+        return texts, [str(number) for number in range(1, len(texts) + 1)]
     x, _ = _rows(path, source, label, labelled=False)
     return x, [str(number) for number in range(1, len(x) + 1)]
 
@@ -75,6 +74,6 @@ def _rows(path: str | Path, source: EpisodeSource, label: str, labelled: bool = 
     shape = source.spec.shape
     if len(shape) != 1:
         raise ValueError(f"path must be a folder of pictures for examples of shape {shape}, got {path}")
-    encode = getattr(source, "encode", None)
-    x, labels, _ = read_table(path, label, labelled, getattr(encode, "columns", None))
-    return x.astype(np.float32) if encode is None else encode(x), labels
+    columns = getattr(getattr(source, "encode", None), "columns", None)
+    x, labels, _ = read_table(path, label, labelled, columns)
+    return x, labels

@@ -23,6 +23,12 @@ class Standardise:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """`x [M, columns]` of float64, in those units, as float32."""
+        try:
+            x = np.asarray(x, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"rows must be of numbers: {error}") from error
+        if x.ndim != 2:
+            raise ValueError(f"rows must be [M, {len(self.mean)}], got shape {x.shape}")
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"rows must have {len(self.mean)} features, got {x.shape[1]}")
         return ((x - self.mean) / self.deviation).astype(np.float32)
@@ -87,10 +93,11 @@ def read_table(
             raise ValueError(f"{path}: row {line} must have {len(header)} cells, got {len(row)}")
         cells = dict(zip(header, row, strict=True))
         name = cells.get(label, "")
+        whose = f" ({label} {name.strip()!r})" if labelled else ""
         if labelled and not name.strip():
             raise ValueError(f"{path}: row {line}, column {label} must name a class, got {name!r}")
         labels += [name.strip()] * labelled
-        x.append([number(cells[column], f"{path}: row {line}, column {column}", hint) for column in columns])
+        x.append([number(cells[column], f"{path}: row {line}{whose}, column {column}", hint) for column in columns])
     if not x:
         raise ValueError(f"{path} must have at least 1 row below its header, got none")
     return np.array(x), labels, columns

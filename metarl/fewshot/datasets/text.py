@@ -53,7 +53,9 @@ class Vocabulary:
 
     def encode(self, texts: Iterable[str]) -> np.ndarray:
         """Texts as numbers of tokens, `[M, max_tokens]` of int64."""
-        first = 1 + len(self.words)
+        texts, first = list(texts), 1 + len(self.words)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"texts must be strings, got {type(wrong[0]).__name__}")
         rows = [tokenize(text)[: self.max_tokens] for text in texts]
         x = np.zeros((len(rows), self.max_tokens), np.int64)
         for row, tokens in zip(x, rows, strict=True):
@@ -108,8 +110,7 @@ def load_texts(path: str | Path, text: str = "text", label: str = "label") -> tu
         label: the column with the labels.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: in one line, at a missing column, a row without text or label, or what is no CSV file in UTF-8.
+        ValueError: in one line, at what is no CSV file in UTF-8, a missing column, and a row without text or label.
     """
     return _columns(path, text, label)
 
@@ -120,6 +121,8 @@ def read_texts(path: str | Path, text: str = "text") -> list[str]:
 
 
 def _columns(path: str | Path, *columns: str) -> tuple[list[str], ...]:
+    if not Path(path).is_file():
+        raise ValueError(f"path must be a CSV file, got {path}" + ", which does not exist" * (not Path(path).exists()))
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
