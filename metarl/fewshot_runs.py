@@ -7,6 +7,7 @@ from typing import Any
 
 from metarl.evaluation.few_shot import FewShotComparison, FewShotScores, compare_few_shot
 from metarl.fewshot.config import FewShotConfig, FewShotEvaluation
+from metarl.fewshot.episodes import episodes_hash
 from metarl.fewshot.evaluate import evaluate_learner
 from metarl.fewshot.gradient import GradientLearner
 from metarl.fewshot.learner import FewShotLearner
@@ -175,15 +176,17 @@ def _is_up_to_date(scores: FewShotScores, folder: str | Path, config: FewShotCon
 
 
 def _check_same(folders: Sequence[str | Path], configs: Sequence[FewShotConfig], settings: FewShotEvaluation) -> None:
-    """A `ValueError`, in one line, where the runs' episodes cannot be the same."""
-    first, *others = [
-        {"data": c.data_hash or f"{c.dataset} {dict(c.dataset_kwargs)}", **_of_episodes(c, settings)} for c in configs
-    ]
-    for folder, other in zip(folders[1:], others, strict=True):
-        if differ := [name for name in first if first[name] != other[name]]:
-            name = differ[0]
-            values = "" if name == "data" else f", {first[name]} and {other[name]}"
-            raise ValueError(f"runs must be on the same episodes, but {folders[0]} and {folder} have other {name}{values}")
+    """A `ValueError`, in one line, where the runs' first episodes are not the same."""
+    hashes = []
+    for config in configs:
+        source = config.source_with(ways=settings.ways, shots=settings.shots, queries=settings.queries).unaugmented()
+        hashes.append(episodes_hash(source.episodes(settings.split, [0], settings.seed)))
+    for folder, config, found in zip(folders, configs, hashes, strict=True):
+        if found != hashes[0]:
+            one, other = (_of_episodes(c, settings) for c in (configs[0], config))
+            values = [f"{name} are {one[name]} and {other[name]}" for name in one if one[name] != other[name]]
+            reason = ", ".join(values) or "their data differ"
+            raise ValueError(f"runs must be on the same episodes, but those of {folders[0]} and {folder} are not: {reason}")
 
 
 def _check_steps(folders: Sequence[str | Path], settings: FewShotEvaluation) -> None:

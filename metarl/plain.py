@@ -115,7 +115,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     elif hint is int:
-        if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+        if isinstance(value, Integral | float) and not isinstance(value, bool) and value == value // 1:
             return int(value)
     elif not isinstance(hint, type) or isinstance(value, hint):
         return value

@@ -354,7 +354,7 @@ def test_what_cannot_be_compared(metarl, curves, pictures, tmp_path):
     options = ["--episodes", "3", "--out", tmp_path / "both", "--no-progress-bar"]
     code, _, errors = metarl("fewshot", "compare", curves, pictures, *options)
     assert (code, errors.count("\n")) == (2, 1)
-    assert errors == f"metarl: error: runs must be on the same episodes, but {curves} and {pictures} have other data\n"
+    assert f"runs must be on the same episodes, but those of {curves} and {pictures} are not: " in errors
     assert not (tmp_path / "both").exists()
 
 
@@ -433,7 +433,7 @@ def test_predict_for_texts(metarl, own, tmp_path):
     rows = rows_of((own / "texts.csv").read_text())
     learned = FewShotClassifier(load_few_shot_run(tmp_path / "run")).fit(*zip(*[row.values() for row in rows], strict=True))
     assert learned.predict([row["text"] for row in rows]).tolist() == [row["label"] for row in rows_of(output)]
-    with pytest.raises(ValueError, match=r"^texts must be strings, got \w+$"):
+    with pytest.raises(ValueError, match=r"^X: texts must be strings, got \w+$"):
         learned.predict([[1, 2, 3]])
     code, _, errors = metarl(*command, "--out", tmp_path / "missing" / "x.csv")
     message = f"--out must be a file in a folder that there is, got {tmp_path}/missing/x.csv"

@@ -213,7 +213,7 @@ def _check_apart(classes: Classes, what: str) -> None:
     if len(examples) < len(owners):
         again = np.setdiff1d(np.arange(len(owners)), first)[0]
         example = int(np.concatenate(classes.members)[again])
-        one, other = (classes.names[i] for i, members in enumerate(classes.members) if example in members)
+        one, other, *_ = (classes.names[i] for i, members in enumerate(classes.members) if example in members)
         raise ValueError(f"classes of {what} must be disjoint, but {one!r} and {other!r} share example {example}")
 
 

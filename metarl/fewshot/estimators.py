@@ -30,6 +30,8 @@ def _in_its_words() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if type(error) is not ValueError:  # such as Diverged, which knows more than its message
+            raise
         raise ValueError(re.sub(r"(support|query)_([xy])", lambda m: "X" if m[2] == "x" else "y", str(error))) from None
 
 

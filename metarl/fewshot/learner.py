@@ -132,7 +132,12 @@ class FewShotLearner(nn.Module):
 
     def examples(self, name: str, x: np.ndarray | Tensor) -> Tensor:
         """`x [M, ...]`, prepared, as a tensor; a `ValueError` unless it is as the learner knows examples."""
-        x = _numbers(name, x if self.prepare is None else self.prepare(x))
+        if self.prepare is not None:
+            try:
+                x = self.prepare(x.numpy(force=True) if isinstance(x, Tensor) else x)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        x = _numbers(name, x)
         shape = (*x.shape,)
         if not len(x) or shape[1:] != self.spec.shape:
             raise ValueError(f"{name} must have the shape (M, {', '.join(map(str, self.spec.shape))}), M > 0, got {shape}")
@@ -140,13 +145,12 @@ class FewShotLearner(nn.Module):
             if x.is_floating_point() or x.min() < 0 or x.max() >= self.spec.vocabulary:
                 raise ValueError(f"{name} must be tokens from 0 to {self.spec.vocabulary - 1}")
             return x.long().to(self.like.device)
-        of_bytes = x.dtype == torch.uint8 and self.spec.pictures
+        of_bytes = x.dtype == torch.uint8 and (self.spec.pictures or self.spec.unit)
         x = x.to(self.like) / (255.0 if of_bytes else 1.0)
         if not (finite := x.flatten(1).isfinite().all(1)).all():
             raise ValueError(f"{name} must be finite, but example {int((~finite).nonzero()[0])} is not")
-        if self.spec.unit and not 0 <= x.min() <= x.max() <= 1:
-            found = f"{x.min():g} to {x.max():g}"
-            raise ValueError(f"{name} must be pictures of uint8, or numbers from 0 to 1, got numbers from {found}")
+        if self.spec.unit and not -1 <= x.min() <= x.max() <= 2:  # resizing may go somewhat beyond
+            raise ValueError(f"{name} must be of uint8, or numbers from 0 to 1, got {x.min():g} to {x.max():g}")
         return x
 
     def _checked_labels(self, y: Tensor) -> Tensor:

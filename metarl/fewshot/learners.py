@@ -59,7 +59,7 @@ def make_learner(name: str, spec: TaskSpec, options: Mapping[str, Any] | None = 
     check_known(f"learner {name!r}", name, LEARNERS)
     if not isinstance(spec, TaskSpec):
         raise ValueError(f"spec must be a TaskSpec, such as the spec of a source, got {type(spec).__name__}")
-    options = checked(f"{name}: learner_kwargs.", options or {}, _makers(LEARNERS[name]), given=("self", "spec"))
+    options = checked(f"{name}: learner_kwargs.", options or {}, _makers(LEARNERS[name]), given=("self", "spec", "past"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -67,11 +67,18 @@ class PastNorm(nn.Module):
         `past`: that of a support set, after which each of the examples comes on its own; by default they are a sequence.
         """
         axes = [*range(3, x.ndim)]
-        means, squares = (part.mean(axes) if axes else part for part in (x, x.square()))
+
+        def mean(values: Tensor) -> Tensor:
+            return values.mean(axes) if axes else values
+
+        # from where moments are small: in float32, those of large numbers, or of blank pictures, are not accurate enough
+        origin = mean(x[:, 0:1]).detach() if past is None else past.origin[:, None]
+        x = x - origin.view(*origin.shape, *[1] * len(axes))
+        means, squares = mean(x), mean(x.square())
         if past is None:
             count = torch.arange(1, x.shape[1] + 1).to(x).view(1, -1, 1)
             means, squares = means.cumsum(1), squares.cumsum(1)
-            past = Past(count[:, -1].expand(len(x), 1), means[:, -1], squares[:, -1])
+            past = Past(origin[:, 0], count[:, -1].expand(len(x), 1), means[:, -1], squares[:, -1])
         else:
             count, means, squares = past.count[:, None] + 1, means + past.means[:, None], squares + past.squares[:, None]
         means = means / count
@@ -82,11 +89,12 @@ class PastNorm(nn.Module):
 
 
 class Past(NamedTuple):
-    """What `PastNorm` keeps of examples, over pixels."""
+    """What `PastNorm` keeps of examples, whose means and mean squares are over pixels."""
 
+    origin: Tensor  # what is taken off all of them first, [N, C]
     count: Tensor  # of examples, [N, 1]
     means: Tensor  # added up, [N, C]
-    squares: Tensor  # the means of squares added up, [N, C]
+    squares: Tensor  # added up, [N, C]
 
 
 class TokenMean(nn.Module):
@@ -167,8 +175,6 @@ NETWORK = ("kind", "width", "hidden", "normalise", "halvings")
 """Options of `embedding`, which most learners pass on."""
 
 Kind = Literal["auto", "conv", "strided", "mlp"]
-Normalise = Literal["task", "past", "none"]
-_NORMS = {"task": [BatchNorm], "past": [PastNorm], "none": []}
 
 
 def embedding(
@@ -176,8 +182,9 @@ def embedding(
     kind: Kind = "auto",
     width: int | None = None,
     hidden: Sequence[int] | None = None,
-    normalise: Normalise | None = None,
+    normalise: Literal["task", "none"] | None = None,
     halvings: int | None = None,
+    past: bool = False,
 ) -> tuple[TaskNetwork, int]:
     """A network from examples to features, and their number.
 
@@ -190,9 +197,9 @@ def embedding(
         width: channels of the blocks, 64 by default; features of tokens, 512 by default.
         hidden: units of the layers of an "mlp": by default (40, 40) in regression (Finn et al. 2017), none after tokens,
             otherwise (64, 64).
-        normalise: what blocks take statistics of: "task": a task's examples (`BatchNorm`), the default; "past": those up to
-            each one (`PastNorm`), for memories; or "none".
+        normalise: "task": blocks normalise over a task's examples (`BatchNorm`), the default; or "none".
         halvings: blocks that halve their pictures, 4 by default; those after them keep the size.
+        past: normalise over a task's examples up to each one (`PastNorm`), for memories.
 
     Raises:
         ValueError: in one line, at convolutions of what is no picture, and at arguments that the network has no use for.
@@ -225,7 +232,7 @@ def embedding(
             break
         halves, round_up = block < halvings, kind == "strided"
         layers.append(nn.Conv2d(channels, width, 3, stride=2 if halves and round_up else 1, padding=1))
-        layers += [norm(width) for norm in _NORMS[normalise or "task"]]
+        layers += [] if normalise == "none" else [PastNorm(width) if past else BatchNorm(width)]
         layers += [nn.ReLU(), nn.MaxPool2d(2)] if halves and not round_up else [nn.ReLU()]
         channels = width
         if halves:

@@ -47,8 +47,7 @@ class MemoryLearner(FewShotLearner):
         size: features that the core puts out; units of its controller, where it has one.
         core_kwargs: further arguments of the core.
         late_labels: labels come one step after their examples, otherwise with them.
-        network: arguments of `metarl.fewshot.networks.embedding`; with late labels, `normalise` is "past" by default, and
-            not "task".
+        network: arguments of `metarl.fewshot.networks.embedding`.
 
     Raises:
         ValueError: in one line, at an unknown core or values out of range.
@@ -69,11 +68,7 @@ class MemoryLearner(FewShotLearner):
         check_known(f"core {core!r}", core, CORES)
         check_count("size", size)
         self.late_labels = check_flag("late_labels", late_labels)
-        if self.late_labels and spec.pictures and network.get("kind") != "mlp":
-            network.setdefault("normalise", "past")
-            if network["normalise"] == "task":
-                raise ValueError("normalise must be past or none where labels come late, as do pictures, got task")
-        self.network, features = embedding(spec, **network)
+        self.network, features = embedding(spec, **network, past=self.late_labels)
         self.norm = nn.LayerNorm(features)
         core_kwargs = checked(f"{core}: core_kwargs.", core_kwargs or {}, [CORES[core]], ("input_size", "output_size"))
         self.core = CORES[core](features + spec.outputs + 1, size, **core_kwargs)

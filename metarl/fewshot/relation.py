@@ -45,7 +45,9 @@ class RelationNetwork(FewShotLearner):
 
     def __init__(self, spec: TaskSpec, **network: Any):
         super().__init__(spec)
-        self.network, features = embedding(spec, **({"halvings": 2} if spec.pictures else {}) | network)
+        if spec.pictures and network.get("halvings") is None:
+            network["halvings"] = 2
+        self.network, features = embedding(spec, **network)
         *layers, last = self.network.layers
         if isinstance(last, nn.Flatten):  # pictures
             self.network = TaskNetwork(layers)

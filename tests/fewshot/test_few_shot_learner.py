@@ -195,8 +195,14 @@ def test_pictures_that_go_to_255_without_being_bytes_are_told():
     x = np.random.default_rng(0).integers(0, 256, (2, 1, 12, 12), dtype=np.uint8)
     predictor = learner.adapt(x, [0, 1])
     torch.testing.assert_close(predictor(x), predictor(x / 255.0))
-    message = "must be pictures of uint8, or numbers from 0 to 1, got numbers from "
+    message = "must be of uint8, or numbers from 0 to 1, got "
     with pytest.raises(ValueError, match=f"^query_x {message}"):
         predictor(x.astype(np.float32))
     with pytest.raises(ValueError, match=f"^support_x {message}"):
         learner.adapt(x.astype(np.int64), [0, 1])
+
+
+def test_bytes_that_are_no_pictures():
+    learner = make(PrototypicalNetwork, TaskSpec(shape=(4,), outputs=2, unit=True))
+    x = np.random.default_rng(0).integers(0, 2, (4, 4), dtype=np.uint8)
+    torch.testing.assert_close(learner.adapt(x, [0, 1, 0, 1])(x), learner.adapt(x / 255.0, [0, 1, 0, 1])(x / 255.0))

@@ -1,5 +1,9 @@
 """Glyphs: which letters there are, that they differ, that one split knows nothing of another, and the cache."""
 
+import hashlib
+import os
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 
@@ -170,3 +174,15 @@ def test_noto(monkeypatch, tmp_path):
     assert sum(len(counts) for counts in sizes) == len(set.union(*map(set, sizes))) == 10
     assert max(max(counts.values(), default=0) for counts in sizes) == 150
     assert all(script != "Tangut" for counts in sizes for script in counts)
+
+
+def test_other_processors_draw_the_same():
+    x = np.random.default_rng(0).integers(0, 256, (200, 56, 56), dtype=np.uint8)
+    script = """if True:
+        import hashlib, numpy as np
+        from metarl.fewshot.datasets.glyphs import _distort
+        x = np.random.default_rng(0).integers(0, 256, (200, 56, 56), dtype=np.uint8)
+        print(hashlib.sha256(_distort(x, np.random.default_rng(1))).hexdigest())"""
+    plain = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}  # no AVX
+    done = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == hashlib.sha256(glyphs._distort(x, np.random.default_rng(1))).hexdigest()

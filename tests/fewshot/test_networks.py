@@ -114,6 +114,24 @@ def test_past_norm_is_batch_norm_of_all_examples_so_far(shape, per_task):
     assert all(torch.equal(one, other) for one, other in zip(past, again, strict=True))
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.0), (10.0, 0.1), (1000.0, 1.0)])
+def test_past_norm_in_single_precision(mean, deviation):
+    """Where the first pictures are blank, and where means are large against deviations."""
+    torch.manual_seed(0)
+    x = mean + deviation * torch.randn(N, 6, 3, 4, 5).float()
+    if not deviation:
+        x[:, 2:] = torch.randn(N, 4, 3, 4, 5)
+    layer, weight = PastNorm(3), torch.randn(N, 6, 3, 4, 5)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        values = x.to(dtype, copy=True).requires_grad_()
+        y, _ = layer.to(dtype)(values, None, layer.weight, layer.bias)
+        found.append((y.double(), torch.autograd.grad((y * weight.to(dtype)).sum(), values)[0].double()))
+    (y, slopes), (exact, exact_slopes) = found
+    torch.testing.assert_close(y, exact, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(slopes / exact_slopes.abs().max(), exact_slopes / exact_slopes.abs().max(), rtol=0, atol=2e-3)
+
+
 # -- networks ----------------------------------------------------------------------------------------------------
 
 

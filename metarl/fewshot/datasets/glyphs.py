@@ -153,7 +153,7 @@ def _distinct(drawings: dict[str, list[np.ndarray]]) -> list[str]:
     """Letters, without those that look like one before: cosine of their plainest pictures, blurred and centred, above 0.9.
 
     So a letter that several scripts share is one class, and so are capital and small letters that differ in size alone. In
-    float64, as distortions are: in float32, processors differ in a few roundings, and with them pictures by a grey level.
+    float64, as `_distort` is: in float32, processors differ in a few roundings, and with them pictures by a grey level.
     """
     x = torch.from_numpy(np.stack([drawn[0] for drawn in drawings.values()]))
     x = F.avg_pool2d(F.avg_pool2d(x[:, None].double(), 2), 3, stride=1, padding=1).flatten(1)

@@ -53,6 +53,8 @@ class Vocabulary:
 
     def encode(self, texts: Iterable[str]) -> np.ndarray:
         """Texts as numbers of tokens, `[M, max_tokens]` of int64."""
+        if isinstance(texts, str):
+            raise ValueError("texts must be several strings, got one")
         texts, first = list(texts), 1 + len(self.words)
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"texts must be strings, got {type(wrong[0]).__name__}")
