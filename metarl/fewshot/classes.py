@@ -208,13 +208,13 @@ class NWayKShot(EpisodeSource):
 
 def _check_apart(classes: Classes, what: str) -> None:
     """A `ValueError`, in one line, where an example belongs to two classes."""
-    owners = np.repeat(np.arange(len(classes)), [*map(len, classes.members)])
-    examples, first = np.unique(np.concatenate([[], *classes.members]), return_index=True)
-    if len(examples) < len(owners):
-        again = np.setdiff1d(np.arange(len(owners)), first)[0]
-        example = int(np.concatenate(classes.members)[again])
-        one, other, *_ = (classes.names[i] for i, members in enumerate(classes.members) if example in members)
-        raise ValueError(f"classes of {what} must be disjoint, but {one!r} and {other!r} share example {example}")
+    examples = np.concatenate([np.zeros(0, np.int64), *classes.members])
+    order = np.argsort(examples, kind="stable")
+    if len(again := np.flatnonzero(np.diff(examples[order]) == 0)):
+        pair = order[again[0] : again[0] + 2]
+        owners = np.repeat(np.arange(len(classes)), [*map(len, classes.members)])
+        one, other = (classes.names[owners[i]] for i in pair)
+        raise ValueError(f"classes of {what} must be disjoint, but {one!r} and {other!r} share example {examples[pair[0]]}")
 
 
 def as_numbers(x: np.ndarray, tokens: bool = False) -> np.ndarray:

@@ -61,7 +61,7 @@ class HyperNetwork(FewShotLearner):
         super().__init__(spec)
         check_count("codes", codes)
         self.alpha, self.beta = check_weight("alpha", alpha), check_weight("beta", beta)
-        self.on_features = bool(spec.vocabulary) or len(spec.shape) == 3
+        self.on_features = bool(spec.vocabulary) or spec.pictures
         sizes = tuple(layers) if layers is not None else ((32,) if self.on_features else (40, 40))
         if min(sizes, default=0) < 1:
             raise ValueError(f"layers must be sizes of at least 1, got {layers}")

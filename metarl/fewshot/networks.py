@@ -20,17 +20,21 @@ Stats = tuple[tuple[Tensor, ...], ...]
 """Mean and variance `[N, C]`, or `Past`, for each normalisation layer of a network."""
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation over each task's own examples (Ioffe & Szegedy 2015), without running averages.
-
-    It is written from elementary operations: under `torch.func.vmap`, second derivatives of PyTorch's own are wrong (2.13).
-    """
+class Norm(nn.Module):
+    """What `TaskNetwork` gives statistics to: `forward(x, stats, weight, bias)` gives outputs, and the statistics used."""
 
     def __init__(self, features: int, eps: float = 1e-5):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.eps = eps
+
+
+class BatchNorm(Norm):
+    """Batch normalisation over each task's own examples (Ioffe & Szegedy 2015), without running averages.
+
+    It is written from elementary operations: under `torch.func.vmap`, second derivatives of PyTorch's own are wrong (2.13).
+    """
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance `[N, C]` of `x [N, M, C, ...]`, over all but tasks and channels."""
@@ -52,14 +56,8 @@ class BatchNorm(nn.Module):
         return y, stats
 
 
-class PastNorm(nn.Module):
+class PastNorm(Norm):
     """Batch normalisation of a sequence: over each example and those before it, so that none sees a later one."""
-
-    def __init__(self, features: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-        self.eps = eps
 
     def forward(self, x: Tensor, past: "Past | None", weight: Tensor, bias: Tensor) -> tuple[Tensor, "Past"]:
         """`x [N, M, C, ...]`, and what was seen.
@@ -127,7 +125,7 @@ class TaskNetwork(nn.Module):
     """Layers one after another, on `x [N, M, ...]`.
 
     Args:
-        layers: modules that work on a batch of examples, and `BatchNorm` or `PastNorm`.
+        layers: modules that work on a batch of examples, and a `Norm`.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -137,7 +135,7 @@ class TaskNetwork(nn.Module):
     @property
     def normalises(self) -> bool:
         """Whether it has statistics."""
-        return any(isinstance(layer, BatchNorm | PastNorm) for layer in self.layers)
+        return any(isinstance(layer, Norm) for layer in self.layers)
 
     def initial_params(self) -> dict[str, Tensor]:
         """Its parameters by name, without an axis of tasks."""
@@ -160,7 +158,7 @@ class TaskNetwork(nn.Module):
         used = []
         for number, layer in list(enumerate(self.layers))[layers]:
             own = None if params is None else subset(params, f"layers.{number}")
-            if isinstance(layer, BatchNorm | PastNorm):
+            if isinstance(layer, Norm):
                 weight, bias = (layer.weight, layer.bias) if own is None else (own["weight"], own["bias"])
                 x, seen = layer(x, None if stats is None else stats[len(used)], weight, bias)
                 used.append(seen)

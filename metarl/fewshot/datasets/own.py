@@ -64,7 +64,7 @@ def _check_exists(path: str | Path) -> None:
 
 def _pictures(files: Sequence[Path], source: EpisodeSource, invert: bool) -> np.ndarray:
     shape = source.spec.shape
-    if len(shape) != 3:
+    if not source.spec.pictures:
         raise ValueError(f"path must be a CSV file for examples of shape {shape}, got a folder, {files[0].parent}")
     images = Images(files, shape[1:], grayscale=shape[0] == 1, invert=invert)
     return images[np.arange(len(files))]
