@@ -3,14 +3,16 @@
 The support set comes with its labels, in random order while training, then a query without one. Convolutions have 128
 filters, in two blocks.
 
-Departures: those of the core, which begins with convolutions where the paper begins with a small attention, and whose keys
-and values all have 128 features (paper: 64 to 512 and 32 to 256); see also `metarl.fewshot.recurrent`. The paper builds a
-network for each length `S + 1`; here one takes all up to `context`.
+Departures: those of the core, whose keys and values all have 128 features (paper: 64 to 512 and 32 to 256); see also
+`metarl.fewshot.recurrent`. The paper builds a network for each length `S + 1`; here one takes all up to `context`. Keys
+start with the weights of queries, so that examples alike attend to one another before anything is learned;
+`docs/decisions.md` has what that is worth.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metarl.fewshot.episodes import TaskSpec
@@ -28,8 +30,13 @@ class SNAIL(MemoryLearner):
     """
 
     def __init__(self, spec: TaskSpec, size: int = 128, core_kwargs: Mapping[str, Any] | None = None, **network: Any):
-        defaults = {"context": 32, "filters": 128, "key_size": 128, "value_size": 128}
+        defaults = {"context": 32, "attention_first": True, "filters": 128, "key_size": 128, "value_size": 128}
         super().__init__(spec, "snail", size, {**defaults, **(core_kwargs or {})}, late_labels=False, **network)
+        with torch.no_grad():
+            for attention in self.core.attentions:
+                for values in attention.parameters():
+                    queries, keys, _ = values.split([self.core.key_size, self.core.key_size, self.core.value_size])
+                    keys.copy_(queries)
 
     def condition(self, support_x: Tensor, support_y: Tensor) -> Read:
         """As in the base class; a `ValueError`, in one line, at support sets that the core's context does not hold."""

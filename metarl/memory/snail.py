@@ -4,7 +4,8 @@ Departures from the paper:
 
 - Attention sees the last `context` steps instead of the whole trial, so that a step costs the same at every time.
 - The numbers of filters and of features of keys and values go with the size asked for; the paper fixes them per task.
-- No layer before the first block: the policy's encoder does that.
+- No layer before the first block: the policy's encoder does that. The paper's networks for few-shot learning begin with an
+  attention (appendix A), those for reinforcement learning with convolutions (section 4.2): `attention_first` says which.
 - Dilations are 1, 2, 4, ...; the paper's pseudo-code can be read as starting at 2.
 """
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metarl.memory.attention import WindowCore, attend, extend, keep, plan, steps_before
-from metarl.memory.base import State
+from metarl.memory.base import State, check_flag
 from metarl.plain import check_count
 
 
@@ -25,7 +26,8 @@ class SNAILCore(WindowCore):
 
     State: the counter of steps so far `[B, 1]` (at most `context - 1`); then for each block the products `V x` that its
     convolutions still wait for, `[B, sum of dilations, 2 filters]`, and the keys and values of the last `context - 1`
-    steps, `[B, context - 1, key_size + value_size]`. Products are kept instead of the inputs because they are smaller.
+    steps, `[B, context - 1, key_size + value_size]`; before them those of an attention that comes first. Products are kept
+    instead of the inputs because they are smaller.
 
     Args:
         input_size: features of `x`.
@@ -36,6 +38,7 @@ class SNAILCore(WindowCore):
         key_size: features of queries and keys; 0: a quarter of `output_size`, at least 4.
         value_size: features that each attention adds; 0: likewise.
         num_blocks: blocks of convolutions, each with an attention behind it.
+        attention_first: begin with one more attention, on the input itself.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SNAILCore(WindowCore):
         key_size: int = 0,
         value_size: int = 0,
         num_blocks: int = 2,
+        attention_first: bool = False,
     ):
         super().__init__()
         check_count("context", context, least=2)
@@ -63,19 +67,27 @@ class SNAILCore(WindowCore):
         self.convolutions = nn.ModuleList()
         self.attentions = nn.ModuleList()
         size = input_size
-        for _ in range(num_blocks):
-            self.convolutions.append(_Convolutions(size, filters, context))
-            size = self.convolutions[-1].output_size
+        for number in range(0 if check_flag("attention_first", attention_first) else 1, num_blocks + 1):
+            if number:
+                self.convolutions.append(_Convolutions(size, filters, context))
+                size = self.convolutions[-1].output_size
             self.attentions.append(nn.Linear(size, 2 * key_size + value_size))
             size += value_size
         self.output = nn.Linear(size, output_size)
+
+    @property
+    def blocks(self) -> list["tuple[_Convolutions | None, nn.Linear]"]:
+        """Convolutions, and the attention behind them; none before an attention that comes first."""
+        none = [None] * (len(self.attentions) - len(self.convolutions))
+        return list(zip([*none, *self.convolutions], self.attentions, strict=True))
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros: the counter, and for each block the waiting products and the cache of keys and values."""
         new_zeros = self.output.weight.new_zeros
         state = [new_zeros(batch_size, 1, dtype=torch.float32)]
-        for block in self.convolutions:
-            state.append(new_zeros(batch_size, sum(block.dilations), 2 * block.filters))
+        for block, _ in self.blocks:
+            if block is not None:
+                state.append(new_zeros(batch_size, sum(block.dilations), 2 * block.filters))
             state.append(new_zeros(batch_size, self.context - 1, self.key_size + self.value_size))
         return tuple(state)
 
@@ -96,15 +108,17 @@ class SNAILCore(WindowCore):
         spans = plan(before, used, self.context)
         count = (before[:, -1:] + 1).clamp(max=self.context - 1)
         kept = None if reset is None else count
-        states, all_weights = [count], []
-        for i, (block, attention) in enumerate(zip(self.convolutions, self.attentions, strict=True)):
-            x, waiting = block(x, state[1 + 2 * i], None if reset is None else before, kept)
+        states, all_weights, parts = [count], [], iter(state[1:])
+        for block, attention in self.blocks:
+            if block is not None:
+                x, waiting = block(x, next(parts), None if reset is None else before, kept)
+                states.append(waiting)
             query, new = attention(x).split([self.key_size, self.key_size + self.value_size], -1)
-            cache = extend(state[2 + 2 * i], new, used)
+            cache = extend(next(parts), new, used)
             key, value = cache[:, None].split([self.key_size, self.value_size], -1)
             read, weights = attend(query[:, None] * self.key_size**-0.5, key, value, spans)
             x = torch.cat([x, read[:, 0]], -1)
-            states += [waiting, keep(cache, self.context - 1, kept)]
+            states.append(keep(cache, self.context - 1, kept))
             all_weights.append(weights)
         return self.output(x), tuple(states), all_weights
 

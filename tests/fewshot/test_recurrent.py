@@ -53,11 +53,13 @@ def episodes(spec=POINTS, tasks=TASKS, seed=1):
 
 
 def label(learner, y):
-    """What the core reads of one label, or of none."""
+    """What the core reads of one label, or of none: a class's is as long as the features."""
     if y is None:
         return torch.zeros(learner.spec.outputs + 1, dtype=torch.float64)
-    row = torch.eye(learner.spec.outputs, dtype=torch.float64)[y] if learner.spec.classification else y
-    return torch.cat([row, torch.ones(1, dtype=torch.float64)])
+    if not learner.spec.classification:
+        return torch.cat([y, torch.ones(1, dtype=torch.float64)])
+    row = torch.cat([torch.eye(learner.spec.outputs)[y], torch.ones(1)])
+    return (row * learner.norm.weight.numel() ** 0.5).double()
 
 
 def step(learner, x, told, state):
@@ -255,6 +257,16 @@ def test_wrong_use():
         ValueError, match=r"^context must be at least 7 for support sets of 6 examples, got 6: it is one of core_kwargs$"
     ):
         learner(*(part.float() if part.is_floating_point() else part for part in episodes()[:3]))
+
+
+def test_snail_starts_by_likeness():
+    """Keys have the weights of queries, in every attention; the first is on the examples themselves."""
+    core = SNAIL(POINTS, 5, dict(filters=3, key_size=4, value_size=2)).core
+    assert (len(core.attentions), len(core.convolutions)) == (3, 2)
+    for attention in core.attentions:
+        for values in attention.parameters():
+            assert torch.equal(values[:4], values[4:8])
+            assert not torch.equal(values[:2], values[8:])
 
 
 def test_the_papers_sizes():

@@ -39,9 +39,10 @@ def convolution(p, block, i):
 def trial_by_hand(core, x):
     """The paper's blocks over one whole trial `[T, INPUT]`, which is padded with zeros on the left."""
     p = {name: w.detach().numpy() for name, w in core.named_parameters()}
-    for block in range(len(core.attentions)):
-        dilation = i = 0
-        while 2**i < core.context:
+    first = len(core.attentions) - len(core.convolutions)  # 1 where an attention comes before the convolutions
+    for number in range(len(core.attentions)):
+        block, i = number - first, 0
+        while block >= 0 and 2**i < core.context:
             dilation = 2**i
             present, past, bias = convolution(p, block, i)
             new = []
@@ -51,7 +52,7 @@ def trial_by_hand(core, x):
                 new.append(np.tanh(f) / (1 + np.exp(-g)))
             x = np.concatenate([x, new], 1)
             i += 1
-        projected = x @ p[f"attentions.{block}.weight"].T + p[f"attentions.{block}.bias"]
+        projected = x @ p[f"attentions.{number}.weight"].T + p[f"attentions.{number}.bias"]
         q, k, v = np.split(projected, [core.key_size, 2 * core.key_size], 1)
         reads = []
         for t in range(len(x)):
@@ -65,7 +66,13 @@ def trial_by_hand(core, x):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"context": 2}, {"context": 5}, {"context": 8, "num_blocks": 1, "filters": 3, "key_size": 5, "value_size": 2}, {}],
+    [
+        {},
+        {"context": 2},
+        {"context": 5},
+        {"context": 8, "num_blocks": 1, "filters": 3, "key_size": 5, "value_size": 2},
+        {"context": 5, "attention_first": True, "value_size": 3},
+    ],
 )
 def test_equations(kwargs):
     core = make(**kwargs)
@@ -81,8 +88,9 @@ def test_equations(kwargs):
 
 
 @pytest.mark.parametrize("steps", [3, 6, 20, 140])  # 140: more than one span of queries
-def test_scan_equals_step_across_windows_and_resets(steps):
-    core = make(context=6)
+@pytest.mark.parametrize("attention_first", [False, True])
+def test_scan_equals_step_across_windows_and_resets(steps, attention_first):
+    core = make(context=6, attention_first=attention_first)
     x, reset = data(steps, 4, 0.2)
     start = tuple(s.detach() for s in core.scan(data(9, 4, seed=2)[0], core.initial_state(4))[1])
     results = []
@@ -139,12 +147,13 @@ def test_sizes_go_with_the_size_asked_for():
     assert core.attentions[0].in_features == INPUT + 7 * 2
 
 
-def test_watch():
-    core = make(context=6)
+@pytest.mark.parametrize("attention_first", [False, True])
+def test_watch(attention_first):
+    core = make(context=6, attention_first=attention_first)
     x, _ = data(4, 2)
     _, state = core.scan(x[:3], core.initial_state(2))
     weights = core.watch(x[3], state)
-    assert set(weights) == {"attention 1", "attention 2"}
+    assert set(weights) == {f"attention {i}" for i in range(1, 4 if attention_first else 3)}
     for w in weights.values():
         torch.testing.assert_close(w.sum(-1), torch.ones(2, dtype=w.dtype))
         assert (w > 0).tolist() == [[False, False, True, True, True, True]] * 2
