@@ -272,7 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for page in PAGES:
         text = page.read_text()
-        rendered = render(text)
+        try:
+            rendered = render(text)
+        except ValueError as error:
+            sys.exit(f"{page.name}: {error}")
         if options.check:
             if text != rendered:
                 sys.exit(f"{page.name} is not up to date: run python experiments/tables.py")

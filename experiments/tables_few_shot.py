@@ -1,5 +1,6 @@
 """Tables of few-shot learning, for `tables.py`."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from result_files import read_result
@@ -12,9 +13,20 @@ BASELINES = ("fine_tuning", "nearest_neighbour")
 """What others should be better than."""
 
 
+def _rows(problem: str) -> list[dict]:
+    """What was measured; a `ValueError` unless all was on the same episodes, naming those that differ from most."""
+    rows = read_result(f"fewshot-{problem}.json") or []
+    counts = Counter(row["hash"] for row in rows)
+    if len(counts) > 1:
+        (most, _), *_ = counts.most_common()
+        others = ", ".join(f"{row['learner']} (seed {row['seed']})" for row in rows if row["hash"] != most)
+        raise ValueError(f"rows of {problem} must be of the same episodes, but others than most are those of {others}")
+    return rows
+
+
 def few_shot() -> str:
     """Accuracy of few-shot learners on unseen classes."""
-    found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
+    found = {problem: _rows(problem) for problem in PICTURES}
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
     first = {problem: {row["learner"]: row for row in rows if row["seed"] == 0} for problem, rows in found.items()}
@@ -48,7 +60,7 @@ def _accuracy(problem: str, row: dict | None, mark: str) -> str:
 
 def few_shot_seeds() -> str:
     """Accuracy by seed, of learners that have been trained more than once on a problem."""
-    found = {problem: read_result(f"fewshot-{problem}.json") or [] for problem in PICTURES}
+    found = {problem: _rows(problem) for problem in PICTURES}
     trained = {(row["learner"], problem) for problem, rows in found.items() for row in rows if row["seed"]}
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
     for name in sorted({name for name, _ in trained}):
@@ -62,7 +74,7 @@ def few_shot_seeds() -> str:
 
 def few_shot_instances() -> str:
     """Accuracy of memories by how often a class has come."""
-    rows = [row for row in read_result("fewshot-glyphs-5w1s.json") or [] if "by_instance" in row]
+    rows = [row for row in _rows("glyphs-5w1s") if "by_instance" in row]
     times = range(1, 11)
     lines = [f"| learner | seed | {' | '.join(map(str, times))} |", "|---|---|" + "---|" * len(times)]
     for row in rows:
@@ -77,7 +89,7 @@ def sinusoids() -> str:
     """Squared errors of few-shot learners on sinusoids, by gradient steps; a cell holds one number per seed."""
     lines = ["| learner | shots | 1 step | 5 steps | 10 steps | as it is | episodes | min |", "|---|" + "---|" * 7]
     for shots, name in ((5, "sinusoids"), (10, "sinusoids-10")):
-        rows = read_result(f"fewshot-{name}.json") or []
+        rows = _rows(name)
         for learner in dict.fromkeys(row["learner"] for row in rows):
             seeds = [row for row in rows if row["learner"] == learner]
             cells = ["; ".join(_error(row["scores"].get(key)) for row in seeds).strip("; ") for key in MEASURES]

@@ -208,13 +208,15 @@ class NWayKShot(EpisodeSource):
 
 def _check_apart(classes: Classes, what: str) -> None:
     """A `ValueError`, in one line, where an example belongs to two classes."""
-    examples = np.concatenate([np.zeros(0, np.int64), *classes.members])
+    examples = np.concatenate([np.zeros(0, np.int64), *(np.asarray(members, np.int64) for members in classes.members)])
     order = np.argsort(examples, kind="stable")
-    if len(again := np.flatnonzero(np.diff(examples[order]) == 0)):
-        pair = order[again[0] : again[0] + 2]
+    repeats = order[1:][np.diff(examples[order]) == 0]
+    if len(repeats):
+        again = repeats.min()
+        first = np.flatnonzero(examples == examples[again])[0]
         owners = np.repeat(np.arange(len(classes)), [*map(len, classes.members)])
-        one, other = (classes.names[owners[i]] for i in pair)
-        raise ValueError(f"classes of {what} must be disjoint, but {one!r} and {other!r} share example {examples[pair[0]]}")
+        one, other = (classes.names[owners[i]] for i in (first, again))
+        raise ValueError(f"classes of {what} must be disjoint, but {one!r} and {other!r} share example {examples[again]}")
 
 
 def as_numbers(x: np.ndarray, tokens: bool = False) -> np.ndarray:

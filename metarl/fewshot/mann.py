@@ -7,7 +7,7 @@ Departures: those of the core, where `strengths` are on and heads start `apart`;
 paper's are flattened), normalised by those so far. See `metarl.fewshot.recurrent` too.
 
 It needs many sequences at a time, and guesses for long: points (`experiments/supervised_memory.py`) are recalled after some
-25,000 of them, glyphs after 60,000, in batches of 64 with Adam at 0.002.
+25,000 of them, as are glyphs, in batches of 64 with Adam at 0.002.
 """
 
 from collections.abc import Mapping

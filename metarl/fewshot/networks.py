@@ -197,7 +197,8 @@ def embedding(
             otherwise (64, 64).
         normalise: "task": blocks normalise over a task's examples (`BatchNorm`), the default; or "none".
         halvings: blocks that halve their pictures, 4 by default; those after them keep the size.
-        past: normalise over a task's examples up to each one (`PastNorm`), for memories.
+        past: normalise over a task's examples up to each one (`PastNorm`), for memories; not where pictures have come down
+            to 1 x 1, as nothing would be left of the first.
 
     Raises:
         ValueError: in one line, at convolutions of what is no picture, and at arguments that the network has no use for.
@@ -228,13 +229,17 @@ def embedding(
     for block in range(4):
         if min(height, across) < 2:
             break
-        halves, round_up = block < halvings, kind == "strided"
-        layers.append(nn.Conv2d(channels, width, 3, stride=2 if halves and round_up else 1, padding=1))
-        layers += [] if normalise == "none" else [PastNorm(width) if past else BatchNorm(width)]
-        layers += [nn.ReLU(), nn.MaxPool2d(2)] if halves and not round_up else [nn.ReLU()]
+        strides, pools = (block < halvings and kind == which for which in ("strided", "conv"))
+        layers.append(nn.Conv2d(channels, width, 3, stride=2 if strides else 1, padding=1))
+        if strides:
+            height, across = (height + 1) // 2, (across + 1) // 2
+        if normalise != "none" and not (past and height * across == 1):
+            layers.append(PastNorm(width) if past else BatchNorm(width))
+        layers.append(nn.ReLU())
+        if pools:
+            layers.append(nn.MaxPool2d(2))
+            height, across = height // 2, across // 2
         channels = width
-        if halves:
-            height, across = (height + round_up) // 2, (across + round_up) // 2
     return TaskNetwork([*layers, nn.Flatten()]), channels * height * across
 
 

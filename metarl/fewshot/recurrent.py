@@ -10,8 +10,8 @@ et al. 2018). A step reads an example's features and a label, in one of two ways
 Every query is asked on its own, from the state after the support set. Order matters to a memory, so training shuffles.
 
 Departures: features are normalised, each example by itself (Ba et al. 2016), whatever embedding they come from; where labels
-come late, convolutions are normalised by the pictures so far, as the statistics of all of them would tell of later ones; a
-class's label is as long a vector as the features of an example, beside which a mere 1 is overlooked for thousands of
+come late, convolutions are normalised by the pictures so far, as the statistics of all of them would tell of later ones; the
+1 of a class's label is as large as the features of an example are long, beside which a mere 1 is overlooked for thousands of
 sequences; and a label has a further number that tells it from none, as a target in regression may be 0.
 """
 
@@ -71,8 +71,9 @@ class MemoryLearner(FewShotLearner):
         self.late_labels = check_flag("late_labels", late_labels)
         self.network, features = embedding(spec, **network, past=self.late_labels)
         self.norm = nn.LayerNorm(features)
-        # a buffer, as trained parameters are of no use with another length
-        self.register_buffer("label_size", torch.tensor(features**0.5 if spec.classification else 1.0))
+        size_of_labels = torch.tensor(features**0.5 if spec.classification else 1.0)
+        # kept with parameters, which are of no use with labels of another length
+        self.register_buffer("label_size", size_of_labels, persistent=spec.classification)
         core_kwargs = checked(f"{core}: core_kwargs.", core_kwargs or {}, [CORES[core]], ("input_size", "output_size"))
         self.core = CORES[core](features + spec.outputs + 1, size, **core_kwargs)
         self.head = nn.Linear(size, spec.outputs)

@@ -186,7 +186,10 @@ class FewShotTraining(OuterLoop):
             self.learner.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"checkpoint must be of this learner, made for such tasks: {error}") from error
+            why = " ".join(str(error).split())
+            why = why if len(why) < 200 else f"{why[:200]} ..."
+            message = f"checkpoint must be of this learner and version of metarl, made for such tasks: {why}"
+            raise CheckpointError(message) from error
         self.num_timesteps, self._total_timesteps = state["num_timesteps"], state["total_timesteps"]
 
     @classmethod

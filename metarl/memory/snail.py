@@ -26,8 +26,8 @@ class SNAILCore(WindowCore):
 
     State: the counter of steps so far `[B, 1]` (at most `context - 1`); then for each block the products `V x` that its
     convolutions still wait for, `[B, sum of dilations, 2 filters]`, and the keys and values of the last `context - 1`
-    steps, `[B, context - 1, key_size + value_size]`; before them those of an attention that comes first. Products are kept
-    instead of the inputs because they are smaller.
+    steps, `[B, context - 1, key_size + value_size]`. With `attention_first`, that attention's keys and values stand right
+    after the counter. Products are kept instead of the inputs because they are smaller.
 
     Args:
         input_size: features of `x`.
@@ -82,7 +82,7 @@ class SNAILCore(WindowCore):
         return list(zip([*none, *self.convolutions], self.attentions, strict=True))
 
     def initial_state(self, batch_size: int) -> State:
-        """Zeros: the counter, and for each block the waiting products and the cache of keys and values."""
+        """Zeros: the counter, then the waiting products of each block and the cache of each attention."""
         new_zeros = self.output.weight.new_zeros
         state = [new_zeros(batch_size, 1, dtype=torch.float32)]
         for block, _ in self.blocks:

@@ -274,6 +274,10 @@ def test_only_the_split_that_is_drawn_from_has_to_suffice():
             "classes of train of n must be disjoint, but 'a' and 'b' share example 0",
         ),
         (
+            lambda: NWayKShot("n", {"train": Classes(np.zeros((6, 1)), ([5, 1], [], np.array([5], "u8"), [1]), "abcd")}, 2),
+            "classes of train of n must be disjoint, but 'a' and 'c' share example 5",
+        ),
+        (
             lambda: NWayKShot("n", {"train": few(5)}, ways=2, shots=2, queries=4).episodes("train", [0]),
             r"class 'few' \(train split of n\) must have at least shots \+ queries = 2 \+ 4 = 6 examples, got 5: "
             "ask for fewer shots or queries",

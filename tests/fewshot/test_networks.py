@@ -114,6 +114,15 @@ def test_past_norm_is_batch_norm_of_all_examples_so_far(shape, per_task):
     assert all(torch.equal(one, other) for one, other in zip(past, again, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["strided", "conv"])
+@pytest.mark.parametrize("size", [2, 3, 8, 28])
+def test_the_first_picture_is_seen_by_networks_that_normalise_by_the_past(kind, size):
+    """What is normalised by itself alone must be larger than 1 x 1, or nothing is left of it."""
+    network, _ = embedding(TaskSpec((1, size, size), 5), kind, 6, past=True)
+    features, _ = network(torch.rand(7, 1, 1, size, size))
+    assert len(features.flatten(1).unique(dim=0)) == 7
+
+
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.0), (10.0, 0.1), (1000.0, 1.0)])
 def test_past_norm_in_single_precision(mean, deviation):
     """Where the first pictures are blank, and where means are large against deviations."""

@@ -175,3 +175,8 @@ def test_long_use():
 def test_bad_arguments(name, bound, value):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least {bound}, got {value!r}"):
         SNAILCore(INPUT, SIZE, **{name: value})
+
+
+def test_bad_flag():
+    with pytest.raises(ValueError, match="attention_first must be true or false, got 1"):
+        SNAILCore(INPUT, SIZE, attention_first=1)
