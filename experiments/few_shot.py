@@ -163,7 +163,7 @@ PROBLEMS = {
     "sinusoids-10": curves(10),
     "glyphs-5w1s": pictures(5, 1, sequences=330_000, **GLYPHS),
     "glyphs-5w5s": pictures(5, 5, trained_on="glyphs-5w1s", **GLYPHS),
-    "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", instances=3, **GLYPHS),
+    "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", sequences=330_000, instances=3, **GLYPHS),
     "digits-5w1s": pictures(5, 1, "digits", 3_000, dataset_kwargs={"rotations": True}),
     "fortunes-5w1s": pictures(5, 1, "fortunes", 3_000, batch=2),
 }
