@@ -26,6 +26,7 @@ from metarl.fewshot import EpisodeSource, FewShotConfig, evaluate_learner, make_
 from metarl.fewshot.learners import LEARNERS
 from metarl.fewshot.recurrent import MemoryLearner, accuracy_by_instance
 from metarl.fewshot_runs import load_few_shot_run
+from metarl.updates import Diverged
 
 RUNS = Path("runs/few_shot")
 EPISODES = 1_000
@@ -204,7 +205,7 @@ def measure(name: str, learner: str, seed: int) -> dict[str, Any]:
     steps = problem.steps if hasattr(model, "test_steps") else ()
     try:
         scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, batch=problem.batch, steps=steps)
-    except ValueError as error:  # parameters, or answers: what is trained for one step need not stand ten
+    except Diverged as error:  # what is trained for one step need not stand ten
         print(error, flush=True)
         scores = evaluate_learner(model, source, name=learner, num_episodes=EPISODES, batch=problem.batch, steps=steps[:2])
     facts = {

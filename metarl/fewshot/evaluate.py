@@ -64,7 +64,8 @@ def evaluate_learner(
         progress_bar: show one.
 
     Raises:
-        ValueError: in one line, at episodes that a learner was not made for, and where adaptation does not stay finite.
+        ValueError: in one line, at episodes that a learner was not made for; `Diverged`, naming learner and episode, where
+            parameters or answers do not stay finite.
     """
     learners = {name or type(learner).__name__: learner, **(references or {})}
     if len(learners) <= len(references or {}):
@@ -164,21 +165,28 @@ class _Trial:
 
     def adapt(self, **options: Any) -> Self:
         """Learn the support sets."""
-        try:
+        with self._named():
             self.kept = self.learner.condition(self.episodes.support_x, self.episodes.support_y, **options)
-        except Diverged as error:
-            at = self.first + error.task
-            raise Diverged(at, f"{self.who} in episode {at}: {error}") from error
         return self
 
     def score(self, transductive: bool = False) -> Tensor:
         """The share of right answers, or the mean squared error, of each episode `[N]`; adapts where that was not done."""
         kept = self.adapt().kept if self.kept is None else self.kept
         outputs = self.learner.answer(kept, self.episodes.query_x, transductive)
-        check_answers(outputs, self.who, self.first)
+        with self._named():
+            check_answers(outputs)
         if self.learner.spec.classification:
             return (outputs.argmax(-1) == self.episodes.query_y).double().mean(1).cpu()
         return (outputs.double() - self.episodes.query_y).square().mean((1, 2)).cpu()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """`Diverged` says whose answers, and in which episode."""
+        try:
+            yield
+        except Diverged as error:
+            at = self.first + error.task
+            raise Diverged(at, f"{self.who} in episode {at}: {error}") from error
 
 
 @contextmanager

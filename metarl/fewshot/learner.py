@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metarl.fewshot.episodes import Episodes, TaskSpec
+from metarl.updates import Diverged
 
 
 class FewShotLearner(nn.Module):
@@ -174,14 +175,14 @@ def check_weight(name: str, value: float) -> float:
     return value
 
 
-def check_answers(outputs: Tensor, who: str, first: int = 0) -> None:
-    """A `ValueError` where `outputs [N, Q, ...]` are no answers, naming the episode; the first one's number is `first`.
+def check_answers(outputs: Tensor) -> None:
+    """Raise `Diverged`, naming the first task whose `outputs [N, Q, ...]` are no answers.
 
     Logits may be minus infinity, which says that a class is out of the question, but not all of an example's.
     """
     wrong = outputs.isnan().flatten(1).any(1) | ~outputs.isfinite().any(-1).all(1)
     if wrong.any():
-        raise ValueError(f"answers of {who} must be numbers, but in episode {first + int(wrong.nonzero()[0])} they are not")
+        raise Diverged(int(wrong.nonzero()[0]), "the answers are not finite")
 
 
 def _numbers(name: str, values: np.ndarray | Tensor) -> Tensor:
@@ -206,10 +207,10 @@ class Predictor:
         """See the class; `transductive` as in `FewShotLearner.answer`.
 
         Raises:
-            ValueError: in one line, at examples of another shape, or not finite, and where answers are not numbers.
+            ValueError: in one line, at examples of another shape, or not finite; `Diverged` where answers are not.
         """
         outputs = self.learner.answer(self.kept, self.learner.examples("query_x", query_x)[None], transductive)
-        check_answers(outputs, type(self.learner).__name__)
+        check_answers(outputs)
         return outputs[0]
 
     def predict(self, query_x: np.ndarray | Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""SNAIL (Mishra, Rohaninejad, Chen & Abbeel 2018, section 3 and appendix A): `metarl.memory.snail`, reading.
+"""SNAIL (Mishra, Rohaninejad, Chen & Abbeel 2018, section 3 and appendix): `metarl.memory.snail`, reading.
 
 The support set comes with its labels, in random order while training, then a query without one. Convolutions have 128
 filters, in two blocks.

@@ -5,7 +5,7 @@ Departures from the paper:
 - Attention sees the last `context` steps instead of the whole trial, so that a step costs the same at every time.
 - The numbers of filters and of features of keys and values go with the size asked for; the paper fixes them per task.
 - No layer before the first block: the policy's encoder does that. The paper's networks for few-shot learning begin with an
-  attention (appendix A), those for reinforcement learning with convolutions (section 4.2): `attention_first` says which.
+  attention, those for reinforcement learning with convolutions (its appendices): `attention_first` says which.
 - Dilations are 1, 2, 4, ...; the paper's pseudo-code can be read as starting at 2.
 """
 

@@ -12,7 +12,7 @@ from metarl.updates.base import UpdateRule
 
 
 class Diverged(ValueError):
-    """The parameters or the loss of a task are no longer finite. `task` is its number among those adapted."""
+    """The parameters, the loss or the answers of a task are no longer finite. `task` is its number among those adapted."""
 
     def __init__(self, task: int, message: str):
         super().__init__(message)

@@ -16,6 +16,7 @@ from metarl.fewshot.learners import make_learner
 from metarl.fewshot.maml import MAML
 from metarl.fewshot.networks import BatchNorm
 from metarl.fewshot.recurrent import accuracy_by_instance
+from metarl.updates import Diverged
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,24 @@ def test_errors_by_hand():
     for shots, by in ((1, level / 2.0), (2, 0.0), (3, -level / 2.0)):
         expected = ((1.0 + by) ** 2 + (3.0 + by) ** 2) / 2.0
         np.testing.assert_allclose(scores.by_shot[shots], np.broadcast_to(expected, 30))
+
+
+def test_the_episode_whose_answers_are_not_finite_is_named():
+    """Parameters may stay finite where answers do not."""
+
+    class Lost(Mean):
+        def answer(self, kept, query_x, transductive=False):
+            return super().answer(kept, query_x) / (kept != 3.0)
+
+    at = Levels().episodes("test", range(30)).support_y[:, 0, 0].tolist().index(3.0)
+    assert at > 4
+    for batch in (1, 4, 30):
+        with pytest.raises(Diverged) as caught:
+            evaluate_learner(Lost(Levels.spec), Levels(), name="lost", num_episodes=30, batch=batch)
+        assert str(caught.value) == f"lost in episode {at}: the answers are not finite"
+        assert caught.value.task == at
+    with pytest.raises(Diverged, match=r"^the answers are not finite$"):
+        Lost(Levels.spec).eval().adapt([[0.0], [0.0]], [[3.0], [3.0]])([[0.0]])
 
 
 def test_accuracies_by_hand():
