@@ -157,6 +157,8 @@ def pictures(
 
 
 GLYPHS = {"dataset_kwargs": {"fonts": "noto"}}
+AS_LETTERS = {"dataset_kwargs": {"size": 28, "margin": 4}}
+"""How digits are shown to what learned letters; chosen on the training digits."""
 
 PROBLEMS = {
     "sinusoids": curves(5),
@@ -165,6 +167,7 @@ PROBLEMS = {
     "glyphs-5w5s": pictures(5, 5, trained_on="glyphs-5w1s", **GLYPHS),
     "glyphs-20w1s": pictures(20, 1, episodes=2_000, trained_on="glyphs-5w1s", sequences=330_000, instances=3, **GLYPHS),
     "digits-5w1s": pictures(5, 1, "digits", 3_000, dataset_kwargs={"rotations": True}),
+    "digits-from-glyphs-5w1s": pictures(5, 1, "digits", trained_on="glyphs-5w1s", **AS_LETTERS),
     "fortunes-5w1s": pictures(5, 1, "fortunes", 3_000, batch=2),
 }
 
@@ -172,6 +175,8 @@ PROBLEMS = {
 def row(scores: FewShotScores, **facts: Any) -> dict[str, Any]:
     """What tables are built from."""
     settings = {f"{kind} {number}".strip(): list(map(float, mean)) for (kind, number), mean in scores.means.items()}
+    if scores.accuracy:  # so that learners can be compared episode by episode
+        facts["right"] = " ".join(f"{share * scores.queries * scores.outputs:.0f}" for share in scores.scores)
     return {
         "learner": scores.name,
         "scores": settings,

@@ -3,14 +3,25 @@
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 from result_files import read_result
 
-PICTURES = ("glyphs-5w1s", "glyphs-5w5s", "glyphs-20w1s", "digits-5w1s", "fortunes-5w1s")
-"""Problems of `experiments/few_shot.py` with classes."""
+from metarl.evaluation.statistics import paired_difference
 
+PICTURES = (
+    "glyphs-5w1s",
+    "glyphs-5w5s",
+    "glyphs-20w1s",
+    "digits-5w1s",
+    "digits-from-glyphs-5w1s",
+    "fortunes-5w1s",
+)
+"""Problems of `experiments/few_shot.py` with classes."""
 
 BASELINES = ("fine_tuning", "nearest_neighbour")
 """What others should be better than."""
+MARKED = ("digits-5w1s", "digits-from-glyphs-5w1s", "fortunes-5w1s")
+"""Problems in which learners that are not are marked."""
 
 
 def _rows(problem: str) -> list[dict]:
@@ -30,21 +41,24 @@ def few_shot() -> str:
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
     first = {problem: {row["learner"]: row for row in rows if row["seed"] == 0} for problem, rows in found.items()}
-    least = {problem: max(_interval(rows, name)[1] for name in BASELINES) for problem, rows in found.items()}
     for name in names:
         cells = []
         for problem, rows in found.items():
-            mark = " †" if name not in BASELINES and _interval(rows, name)[0] <= least[problem] else ""
-            cells.append(_accuracy(problem, first[problem].get(name), mark))
+            row = first[problem].get(name)
+            marked = row and problem in MARKED and name not in BASELINES
+            mark = " †" if marked and not all(_is_better(rows, name, other) for other in BASELINES) else ""
+            cells.append(_accuracy(problem, row, mark))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _interval(rows: list[dict], learner: str) -> tuple[float, float]:
-    """The ends of the interval of a learner's accuracy, the means over its seeds; 0 for none."""
-    scores = [row["scores"]["inductive"] for row in rows if row["learner"] == learner]
-    low, high = (sum(score[end] for score in scores) / max(len(scores), 1) for end in (1, 2))
-    return low, high
+def _is_better(rows: list[dict], learner: str, other: str) -> bool:
+    """Whether the interval of the mean difference on the same episodes is above 0; of means over seeds."""
+    means = []
+    for name in (other, learner):
+        seeds = [np.array(row["right"].split(), float) for row in rows if row["learner"] == name]
+        means.append(np.mean(seeds, 0))
+    return paired_difference(*means).low > 0.0
 
 
 def _accuracy(problem: str, row: dict | None, mark: str) -> str:

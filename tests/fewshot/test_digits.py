@@ -1,5 +1,6 @@
 """scikit-learn's digits: five to train on, five to test on, and quarter turns."""
 
+import re
 import sys
 
 import numpy as np
@@ -32,6 +33,38 @@ def test_quarter_turns_of_training_digits():
     assert data["test"].names == tuple("01589")
     upright, turned = train.x[train.members[2][5], 0], train.x[train.members[7][5], 0]
     assert turned.tolist() == [[upright[i, 7 - j] for i in range(8)] for j in range(8)]
+
+
+def test_digits_as_letters_stand():
+    """Blank around, and within, averaged back over what each pixel became, what they were."""
+    small, large = load_digits(rotations=True), load_digits(rotations=True, size=28, margin=4)
+    for split in ("train", "test"):
+        assert large[split].names == small[split].names
+        x = large[split].x
+        assert x.shape == (len(small[split].x), 1, 28, 28)
+        assert x.dtype == np.uint8
+        inside = x[:, 0, 4:24, 4:24].astype(float)
+        assert inside.sum() == x.sum(dtype=float)
+        twos = inside.reshape(-1, 4, 5, 4, 5).mean((2, 4))  # five pixels for two
+        before = small[split].x[:, 0].astype(float).reshape(-1, 4, 2, 4, 2).mean((2, 4))
+        assert np.corrcoef(twos.ravel(), before.ravel())[0, 1] > 0.99
+        assert abs(inside.mean() - before.mean()) < 3.0
+    padded = load_digits(size=10, margin=1)["train"].x
+    np.testing.assert_array_equal(padded[:, :, 1:9, 1:9], load_digits()["train"].x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": -1}, "margin must be an integer of at least 0, got -1"),
+        ({"size": 8, "margin": 4}, "size must be above twice the margin, 2 x 4, got 8"),
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 28.0}, "size must be an integer of at least 1, got 28.0"),
+    ],
+)
+def test_frames_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_digits(**options)
 
 
 def test_episodes():
