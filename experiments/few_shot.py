@@ -4,9 +4,10 @@
     python experiments/few_shot.py sinusoids --learners maml meta_sgd --seeds 0 1 2
 
 Problems and what differs between learners are below. Learners are trained for as many episodes, chosen for minutes, and
-scored at the end of training on the same 1,000 test episodes. What was trained on one shot is scored with five as well, and
-on 20 ways where the learner takes any number. Runs live in `runs/few_shot/PROBLEM-LEARNER-seedS` and are
-continued there. Result: `experiments/results/fewshot-PROBLEM.json`, a row for each learner and seed.
+scored at the end of training on the same 1,000 test episodes. What was trained on one shot is scored with five as well, on
+20 ways where the learner takes any number, and what learned letters on digits. Runs live in
+`runs/few_shot/PROBLEM-LEARNER-seedS` and are continued there. Result: `experiments/results/fewshot-PROBLEM.json`, a row for
+each learner and seed.
 """
 
 import argparse

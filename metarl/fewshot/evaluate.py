@@ -97,10 +97,10 @@ def evaluate_learner(
     total = num_episodes * len(learners) * (1 + len(others))
     bar = tqdm(total=total, unit=" episodes", disable=not progress_bar)
     with bar, _asked(learners.values()):
-        for other in others.values():  # learners refuse what they cannot take before the work begins
+        for k, other in others.items():  # learners refuse what they cannot take before the work begins
             episodes = other.episodes(split, [0], seed)
             for who, one in learners.items():
-                _Trial(who, one, episodes, 0).score()
+                _Trial(f"{who} ({k} shots)", one, episodes).score()
         costs = {who: _cost(who, one, first) for who, one in learners.items()}  # and the first time, which is slow, is over
         for number, episodes in enumerate(source.stream(split, batch, seed, stop=num_episodes)):
             add_to_hash(digest, episodes)
@@ -112,9 +112,10 @@ def evaluate_learner(
                 if any(isinstance(part, BatchNorm) for part in one.modules()):
                     scores["transductive", ""] = trial.score(transductive=True)
                 for k in steps if isinstance(one, GradientLearner) else ():
-                    scores["gradient steps", k] = trial.adapt(steps=k).score()
+                    again = _Trial(f"{who} ({k} gradient steps)", one, episodes, number * batch)
+                    scores["gradient steps", k] = again.adapt(steps=k).score()
                 if isinstance(one, MemoryLearner) and one.late_labels and one.spec.classification:
-                    by_instance = accuracy_by_instance(one, trial.episodes, orders[who]).cpu()
+                    by_instance = trial.by_instance(orders[who])
                     scores |= {("instance", k): values for k, values in enumerate(by_instance.T, 1)}
                 for setting, values in scores.items():
                     found[who][setting].append(values)
@@ -122,7 +123,8 @@ def evaluate_learner(
         for k, other in others.items():
             for number, episodes in enumerate(other.stream(split, batch, seed, stop=num_episodes)):
                 for who, one in learners.items():
-                    found[who]["shots", k].append(_Trial(who, one, episodes, number * batch).score())
+                    trial = _Trial(f"{who} ({k} shots)", one, episodes, number * batch)
+                    found[who]["shots", k].append(trial.score())
                     bar.update(len(episodes.query_x))
 
     each = source.spec.outputs if source.spec.classification else 1
@@ -156,7 +158,7 @@ def evaluate_learner(
 
 
 class _Trial:
-    """A learner with some episodes, the first of which has the number `first`."""
+    """A learner with some episodes, the first of which has the number `first`. `Diverged` says whose answers, and where."""
 
     def __init__(self, who: str, learner: FewShotLearner, episodes: Episodes, first: int = 0):
         self.who, self.learner, self.first = who, learner, first
@@ -165,7 +167,7 @@ class _Trial:
 
     def adapt(self, **options: Any) -> Self:
         """Learn the support sets."""
-        with self._named():
+        with self._named(self.who):
             self.kept = self.learner.condition(self.episodes.support_x, self.episodes.support_y, **options)
         return self
 
@@ -173,20 +175,25 @@ class _Trial:
         """The share of right answers, or the mean squared error, of each episode `[N]`; adapts where that was not done."""
         kept = self.adapt().kept if self.kept is None else self.kept
         outputs = self.learner.answer(kept, self.episodes.query_x, transductive)
-        with self._named():
-            check_answers(outputs)
-        if self.learner.spec.classification:
+        classification = self.learner.spec.classification
+        with self._named(f"{self.who} (transductive)" if transductive else self.who):
+            check_answers(outputs, classification)
+        if classification:
             return (outputs.argmax(-1) == self.episodes.query_y).double().mean(1).cpu()
         return (outputs.double() - self.episodes.query_y).square().mean((1, 2)).cpu()
 
+    def by_instance(self, order: torch.Generator) -> Tensor:
+        """`accuracy_by_instance`, `[N, K]`."""
+        with self._named(f"{self.who} (by instance)"):
+            return accuracy_by_instance(self.learner, self.episodes, order).cpu()
+
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """`Diverged` says whose answers, and in which episode."""
+    def _named(self, who: str) -> Iterator[None]:
         try:
             yield
         except Diverged as error:
             at = self.first + error.task
-            raise Diverged(at, f"{self.who} in episode {at}: {error}") from error
+            raise Diverged(at, f"{who} in episode {at}: {error}") from error
 
 
 @contextmanager

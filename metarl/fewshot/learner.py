@@ -175,14 +175,19 @@ def check_weight(name: str, value: float) -> float:
     return value
 
 
-def check_answers(outputs: Tensor) -> None:
-    """Raise `Diverged`, naming the first task whose `outputs [N, Q, ...]` are no answers.
+def check_answers(outputs: Tensor, classification: bool) -> None:
+    """Raise `Diverged`, naming the first task and example whose `outputs [N, Q, ...]` are no answer.
 
-    Logits may be minus infinity, which says that a class is out of the question, but not all of an example's.
+    Predictions must be finite. Logits may be minus infinity, which says that a class is out of the question, but not all of
+    an example's.
     """
-    wrong = outputs.isnan().flatten(1).any(1) | ~outputs.isfinite().any(-1).all(1)
+    if classification:
+        wrong = outputs.isnan().any(-1) | outputs.isposinf().any(-1) | outputs.isneginf().all(-1)
+    else:
+        wrong = ~outputs.isfinite().all(-1)
     if wrong.any():
-        raise Diverged(int(wrong.nonzero()[0]), "the answers are not finite")
+        task, example = wrong.nonzero()[0].tolist()
+        raise Diverged(task, f"the answer to example {example} is not finite")
 
 
 def _numbers(name: str, values: np.ndarray | Tensor) -> Tensor:
@@ -207,10 +212,10 @@ class Predictor:
         """See the class; `transductive` as in `FewShotLearner.answer`.
 
         Raises:
-            ValueError: in one line, at examples of another shape, or not finite; `Diverged` where answers are not.
+            ValueError: in one line, at examples of another shape, or not finite; `Diverged` where an answer is not.
         """
         outputs = self.learner.answer(self.kept, self.learner.examples("query_x", query_x)[None], transductive)
-        check_answers(outputs)
+        check_answers(outputs, self.learner.spec.classification)
         return outputs[0]
 
     def predict(self, query_x: np.ndarray | Tensor) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from metarl.fewshot.episodes import Episodes, TaskSpec, in_order, permutations
-from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learner import FewShotLearner, check_answers
 from metarl.fewshot.networks import Stats, embedding
 from metarl.fewshot.options import checked
 from metarl.memory import CORES, State
@@ -146,12 +146,14 @@ def accuracy_by_instance(learner: MemoryLearner, episodes: Episodes, generator: 
     nothing but guessing is possible.
 
     Raises:
-        ValueError: in one line, at regression, and at learners whose labels come with their examples.
+        ValueError: in one line, at regression, and at learners whose labels come with their examples; `Diverged` where an
+            answer is not finite.
     """
     if not learner.spec.classification:
         raise ValueError("tasks must be classification for accuracy by instance, got regression")
     order = permutations(len(episodes.query_x), episodes.support_x.shape[1] + episodes.query_x.shape[1], generator)
     outputs, labels = learner.recite(episodes, order)
+    check_answers(outputs, classification=True)
     came = nn.functional.one_hot(labels, learner.spec.outputs)
     instance = came.cumsum(1).gather(-1, labels[..., None])[..., 0] - 1
     right = (outputs.argmax(-1) == labels).double()

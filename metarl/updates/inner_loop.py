@@ -15,8 +15,11 @@ class Diverged(ValueError):
     """The parameters, the loss or the answers of a task are no longer finite. `task` is its number among those adapted."""
 
     def __init__(self, task: int, message: str):
-        super().__init__(message)
+        super().__init__(task, message)  # both, so that it can be sent from other processes
         self.task = task
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 def inner_step(

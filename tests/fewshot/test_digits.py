@@ -2,6 +2,7 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def test_digits_as_letters_stand():
         assert abs(inside.mean() - before.mean()) < 3.0
     padded = load_digits(size=10, margin=1)["train"].x
     np.testing.assert_array_equal(padded[:, :, 1:9, 1:9], load_digits()["train"].x)
+
+
+def test_pictures_are_brought_to_a_size_smoothly(monkeypatch):
+    ramp = np.tile(np.arange(0.0, 16.0, 2.0), (20, 8, 1))
+    monkeypatch.setattr(datasets, "load_digits", lambda: SimpleNamespace(images=ramp, target=np.arange(20) % 10))
+    row = load_digits(size=28, margin=4)["train"].x[0, 0, 14, 4:24].astype(float)
+    np.testing.assert_allclose(np.diff(row[4:-4]), 255 / 8 * 8 / 20, atol=1.0)  # a straight line, but for its ends
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from metarl.fewshot.classes import Classes, NWayKShot
 from metarl.fewshot.datasets.curves import Sinusoids
 from metarl.fewshot.episodes import EpisodeSource, TaskSpec
 from metarl.fewshot.evaluate import evaluate_learner
-from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.learner import FewShotLearner, check_answers
 from metarl.fewshot.learners import make_learner
 from metarl.fewshot.maml import MAML
+from metarl.fewshot.mann import MANN
 from metarl.fewshot.networks import BatchNorm
 from metarl.fewshot.recurrent import accuracy_by_instance
 from metarl.updates import Diverged
@@ -83,22 +84,92 @@ def test_errors_by_hand():
         np.testing.assert_allclose(scores.by_shot[shots], np.broadcast_to(expected, 30))
 
 
-def test_the_episode_whose_answers_are_not_finite_is_named():
+class Lost(Mean):
+    """Knows no answer to the second query where it predicts 3."""
+
+    value = torch.inf
+
+    def answer(self, kept, query_x, transductive=False):
+        outputs = super().answer(kept, query_x).clone()
+        outputs[kept[:, 0, 0] == 3.0, 1:] = self.value
+        return outputs
+
+
+LEVELS = Levels().episodes("test", range(30)).support_y[:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_the_episode_whose_answers_are_not_finite_is_named(value):
     """Parameters may stay finite where answers do not."""
-
-    class Lost(Mean):
-        def answer(self, kept, query_x, transductive=False):
-            return super().answer(kept, query_x) / (kept != 3.0)
-
-    at = Levels().episodes("test", range(30)).support_y[:, 0, 0].tolist().index(3.0)
+    learner, at = Lost(Levels.spec), LEVELS.index(3.0)
+    learner.value = value
     assert at > 4
     for batch in (1, 4, 30):
+        for options, who in (({}, "lost"), ({"references": {"other": learner}}, "other")):
+            first = learner if who == "lost" else Mean(Levels.spec)
+            with pytest.raises(Diverged) as caught:
+                evaluate_learner(first, Levels(), name="lost", num_episodes=30, batch=batch, **options)
+            assert str(caught.value) == f"{who} in episode {at}: the answer to example 1 is not finite"
+            assert caught.value.task == at
+    with pytest.raises(Diverged, match=r"^the answer to example 1 is not finite$"):
+        learner.eval().adapt([[0.0], [0.0]], [[3.0], [3.0]])([[0.0], [0.0]])
+
+
+def test_the_number_of_shots_with_which_answers_are_not_finite_is_named():
+    at = LEVELS.index(2.0)  # three of which, over two, are 3
+    assert at == 2
+    for batch in (1, 2, 30):
         with pytest.raises(Diverged) as caught:
-            evaluate_learner(Lost(Levels.spec), Levels(), name="lost", num_episodes=30, batch=batch)
-        assert str(caught.value) == f"lost in episode {at}: the answers are not finite"
-        assert caught.value.task == at
-    with pytest.raises(Diverged, match=r"^the answers are not finite$"):
-        Lost(Levels.spec).eval().adapt([[0.0], [0.0]], [[3.0], [3.0]])([[0.0]])
+            evaluate_learner(Lost(Levels.spec), Levels(shots=1), num_episodes=30, shots=(3,), batch=batch)
+        assert str(caught.value) == f"Lost (3 shots) in episode {at}: the answer to example 1 is not finite"
+
+
+def test_the_number_of_steps_after_which_answers_or_parameters_are_not_finite_is_named(monkeypatch):
+    source = Sinusoids()
+    with pytest.raises(Diverged, match=r"^MAML \(9 gradient steps\) in episode 0: the inner loop diverged at "):
+        evaluate_learner(MAML(source.spec, rate=1e6), source, steps=(9,), num_episodes=2)
+    steps, condition, answer = [], MAML.condition, MAML.answer
+
+    def counted(self, *support, **options):
+        steps.append(options.get("steps"))
+        return condition(self, *support, **options)
+
+    monkeypatch.setattr(MAML, "condition", counted)
+    monkeypatch.setattr(MAML, "answer", lambda self, *given: answer(self, *given) / (steps[-1] != 3))
+    with pytest.raises(Diverged, match=r"^MAML \(3 gradient steps\) in episode 0: the answer to example 0 is not finite$"):
+        evaluate_learner(MAML(source.spec), source, steps=(2, 3), num_episodes=2)
+
+
+def test_where_answers_are_not_finite_is_named_transductively_and_by_instance(monkeypatch):
+    source = shapes()
+    guess, answer = Guess(source.spec), Guess.answer
+    monkeypatch.setattr(Guess, "answer", lambda self, kept, x, together: answer(self, kept, x, together) / (not together))
+    with pytest.raises(Diverged, match=r"^Guess \(transductive\) in episode 0: the answer to example 0 is not finite$"):
+        evaluate_learner(guess, source, num_episodes=2)
+    mann, recite = make_learner("mann", source.spec, {"size": 8}), MANN.recite
+
+    def broken(self, episodes, order):
+        outputs, labels = recite(self, episodes, order)
+        outputs[1, 7] = torch.nan
+        return outputs, labels
+
+    monkeypatch.setattr(MANN, "recite", broken)
+    with pytest.raises(Diverged, match=r"^MANN \(by instance\) in episode 1: the answer to example 7 is not finite$"):
+        evaluate_learner(mann, source, num_episodes=3)
+
+
+def test_classes_out_of_the_question_are_answers():
+    """Their logits are minus infinity; but not those of all classes, and no logit is infinity."""
+    logits = torch.tensor([[[0.0, -torch.inf, 1.0], [-torch.inf, -torch.inf, 0.0]]])
+    check_answers(logits, classification=True)
+    for wrong in ([0.0, torch.nan, 1.0], [-torch.inf] * 3, [0.0, torch.inf, -torch.inf]):
+        with pytest.raises(Diverged, match=r"^the answer to example 2 is not finite$") as caught:
+            check_answers(torch.cat([logits, torch.tensor([[wrong]])], 1).repeat(2, 1, 1), classification=True)
+        assert caught.value.task == 0
+    for wrong in ([0.0, torch.inf], [-torch.inf, 0.0], [0.0, torch.nan]):
+        with pytest.raises(Diverged, match=r"^the answer to example 0 is not finite$") as caught:
+            check_answers(torch.tensor([[[0.0, 0.0]], [wrong]]), classification=False)
+        assert caught.value.task == 1
 
 
 def test_accuracies_by_hand():

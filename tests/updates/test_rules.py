@@ -1,5 +1,8 @@
 """Update rules and inner steps, against steps worked by hand."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -283,3 +286,5 @@ def test_what_is_not_finite_is_named(wrong):
     assert caught.value.task == 1  # the first
     with pytest.raises(Diverged, match="at gradient step 7:"):
         check_adapted(params, torch.zeros(4), np.array([5, 7, 6, 8]))  # tasks may be at different steps
+    for sent in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):  # such as from other processes
+        assert (sent.task, str(sent)) == (1, str(caught.value))

@@ -15,7 +15,7 @@ def load_digits(rotations: bool = False, seed: int = 0, size: int = 8, margin: i
         rotations: the training digits turned by 90 degrees counterclockwise are five further classes. Half turns are left
             out: they make a 9 of a 6, which may be in the test, and leave 0, 1, 2, 5 and 8 nearly as they were.
         seed: of the split; 0 trains on 2, 3, 4, 6 and 7.
-        size: height and width in pixels that the pictures are brought to, from 8.
+        size: height and width in pixels that the pictures, of 8 x 8, are brought to.
         margin: of these, blank ones on each side. With a size of 28 and a margin of 4 digits stand as letters do in
             `glyphs`, so that what learned those can be asked about them.
 
@@ -46,10 +46,10 @@ def load_digits(rotations: bool = False, seed: int = 0, size: int = 8, margin: i
 
 def _framed(pictures: np.ndarray, size: int, margin: int) -> np.ndarray:
     """`[M, H, W]` as `[M, size, size]`, of which `margin` on each side is blank."""
-    from PIL import Image
-
     inner = size - 2 * margin
     if pictures.shape[1:] != (inner, inner):
+        from PIL import Image
+
         resized = [Image.fromarray(picture).resize((inner, inner), Image.Resampling.BICUBIC) for picture in pictures]
         pictures = np.stack([np.asarray(picture) for picture in resized])
     return np.pad(pictures, ((0, 0), (margin, margin), (margin, margin)))
