@@ -59,7 +59,7 @@ def is_better(problem: str, rows: list[dict], learner: str, other: str) -> bool:
     other seeds would.
     """
     one, mean = _right(problem, rows, learner), _right(problem, rows, other).mean(0)
-    return paired_difference(mean, one.mean(0), resamples=20_000).low > 0.0 and one.mean(1).min() > mean.mean()
+    return bool(paired_difference(mean, one.mean(0), resamples=20_000).low > 0.0 and one.mean(1).min() > mean.mean())
 
 
 def _right(problem: str, rows: list[dict], learner: str) -> np.ndarray:
