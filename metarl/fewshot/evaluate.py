@@ -112,7 +112,7 @@ def evaluate_learner(
                 if any(isinstance(part, BatchNorm) for part in one.modules()):
                     scores["transductive", ""] = trial.score(transductive=True)
                 for k in steps if isinstance(one, GradientLearner) else ():
-                    again = _Trial(f"{who} ({k} gradient steps)", one, episodes, number * batch)
+                    again = _Trial(f"{who} ({k} gradient steps)", one, trial.episodes, trial.first)
                     scores["gradient steps", k] = again.adapt(steps=k).score()
                 if isinstance(one, MemoryLearner) and one.late_labels and one.spec.classification:
                     by_instance = trial.by_instance(orders[who])
