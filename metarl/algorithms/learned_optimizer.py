@@ -20,7 +20,7 @@ from metarl.algorithms.estimators import PES, STREAMS, TBPTT, Estimator, Objecti
 from metarl.algorithms.training_problem import PPOProblem
 from metarl.checkpoint import CheckpointError
 from metarl.outer_loop import OuterLoop
-from metarl.plain import check_known, convert, from_plain
+from metarl.plain import check_known, configured, convert, from_plain
 from metarl.problems import PROBLEMS, Problem
 from metarl.schedules import geometric, set_learning_rate
 from metarl.seeding import spawn
@@ -150,8 +150,7 @@ class OptimizerTraining(OuterLoop):
             "problem_kwargs": dict(problem_kwargs or {}),
             "rule_kwargs": dict(rule_kwargs or {}),
         }
-        config = config or OptimizerTrainingConfig()
-        self.config = dataclasses.replace(config, **hyperparameters).resolved_for(self.problem)
+        self.config = configured(OptimizerTrainingConfig, config, hyperparameters).resolved_for(self.problem)
         torch.manual_seed(seed)
         self.rule = make_rule(rule, rate, rule_kwargs, self.problem)
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.config.learning_rate)

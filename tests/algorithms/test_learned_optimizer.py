@@ -125,6 +125,7 @@ def test_learns_and_what_it_exports_is_what_it_learned(tmp_path):
             "problem_kwargs.dormancy must be false with lstm, which does not read it, got true",
         ),
         ({"window": 0}, "window must be at least 1, got 0"),
+        ({"window": "ten"}, "window must be an integer, got 'ten'"),
         ({"sigma": 0.0}, "sigma must be above 0 and finite, got 0.0"),
         ({"max_row_norm": -1.0}, "max_row_norm must be above 0 and finite, got -1.0"),
         (
@@ -140,6 +141,19 @@ def test_learns_and_what_it_exports_is_what_it_learned(tmp_path):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
+        make(**arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widow": 10}, "unknown hyperparameter 'widow': OptimizerTrainingConfig has estimator, num_problems, "),
+        ({"config": {"window": 10}}, "config must be OptimizerTrainingConfig, got dict"),
+    ],
+)
+def test_hyperparameters_of_something_else(arguments, message):
+    with pytest.raises(TypeError) as error:
         make(**arguments)
     assert message in str(error.value)
 
