@@ -40,16 +40,25 @@ def few_shot() -> str:
     found = {problem: _rows(problem) for problem in PICTURES}
     names = sorted({row["learner"] for rows in found.values() for row in rows if row["seed"] == 0})
     lines = [f"| learner | {' | '.join(PICTURES)} |", "|---|" + "---|" * len(PICTURES)]
-    first = {problem: {row["learner"]: row for row in rows if row["seed"] == 0} for problem, rows in found.items()}
     for name in names:
         cells = []
         for problem, rows in found.items():
-            row = first[problem].get(name)
-            marked = row and problem in MARKED and name not in BASELINES
-            mark = " †" if marked and not all(is_better(problem, rows, name, other) for other in BASELINES) else ""
-            cells.append(_accuracy(problem, row, mark, _minutes(rows, name)))
+            seeds = _seeds(rows, name)
+            first = next((row for row in seeds if row["seed"] == 0), None)
+            cells.append(_accuracy(problem, first, _mark(problem, rows, name), _minutes(seeds)) if first else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _seeds(rows: list[dict], learner: str) -> list[dict]:
+    """The rows of one learner, in the order of their seeds."""
+    return [row for row in rows if row["learner"] == learner]
+
+
+def _mark(problem: str, rows: list[dict], learner: str) -> str:
+    """What tells that a learner is not better than both baselines."""
+    compared = problem in MARKED and learner not in BASELINES
+    return " †" if compared and not all(is_better(problem, rows, learner, other) for other in BASELINES) else ""
 
 
 def is_better(problem: str, rows: list[dict], learner: str, other: str) -> bool:
@@ -64,21 +73,19 @@ def is_better(problem: str, rows: list[dict], learner: str, other: str) -> bool:
 
 def _right(problem: str, rows: list[dict], learner: str) -> np.ndarray:
     """How many answers were right, by seed and episode; a `ValueError` where that is not known."""
-    seeds = [row for row in rows if row["learner"] == learner]
+    seeds = _seeds(rows, learner)
     if not seeds or not all("right" in row for row in seeds):
         raise ValueError(f"rows of {problem} must hold the right answers of {learner} by episode: measure it again")
     return np.array([row["right"].split() for row in seeds], float)
 
 
-def _minutes(rows: list[dict], learner: str) -> float:
+def _minutes(seeds: list[dict]) -> float:
     """What a training took: with the fastest seed, as others may have shared the machine with something else."""
-    return min((row["seconds"] / 60 for row in rows if row["learner"] == learner), default=0.0)
+    return min(row["seconds"] for row in seeds) / 60
 
 
-def _accuracy(problem: str, row: dict | None, mark: str, minutes: float) -> str:
+def _accuracy(problem: str, row: dict, mark: str, minutes: float) -> str:
     """In percent; in brackets the interval, then, where queries may be normalised together, so; what it was trained for."""
-    if row is None:
-        return ""
     mean, low, high = (100.0 * x for x in row["scores"]["inductive"])
     together = row["scores"].get("transductive")
     trained = f"<br>{row['training_episodes']:,}, {minutes:.0f} min" if row["training_episodes"] else ""
@@ -94,7 +101,7 @@ def few_shot_seeds() -> str:
     for name in sorted({name for name, _ in trained}):
         cells = []
         for problem, rows in found.items():
-            scores = [row["scores"]["inductive"][0] for row in rows if row["learner"] == name]
+            scores = [row["scores"]["inductive"][0] for row in _seeds(rows, name)]
             cells.append("; ".join(f"{100.0 * score:.1f}" for score in scores) if (name, problem) in trained else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -119,9 +126,9 @@ def sinusoids() -> str:
     for shots, name in ((5, "sinusoids"), (10, "sinusoids-10")):
         rows = _rows(name)
         for learner in dict.fromkeys(row["learner"] for row in rows):
-            seeds = [row for row in rows if row["learner"] == learner]
+            seeds = _seeds(rows, learner)
             cells = ["; ".join(_error(row["scores"].get(key)) for row in seeds).strip("; ") for key in MEASURES]
-            cost = f"{seeds[0]['training_episodes']:,} | {_minutes(rows, learner):.1f}"
+            cost = f"{seeds[0]['training_episodes']:,} | {_minutes(seeds):.1f}"
             lines.append(f"| {learner} | {shots} | {' | '.join(cells)} | {cost} |")
     return "\n".join(lines)
 
